@@ -1,0 +1,424 @@
+"""The endpoint table: one row per endpoint, numpy columns, the freshness of every value.
+
+In: endpoints from discovery, pages from scraping, requests admitted and released. Out: `Candidates`, a view of some
+rows at one moment, which filters and scorers read.
+Rules here:
+- A row is a slot with a generation: a slot used again is a different endpoint.
+- A value that was never told, or is older than its freshness limit, is unknown (NaN to the columns, False in
+  `known`), never zero.
+- In-flight requests are counted at decision time and released exactly once, by the `Hold` that counted them;
+  nothing else changes those columns, so they never go negative and no reaper corrects them.
+- An endpoint that leaves while requests run on it keeps its slot until the last one is released; when it comes back
+  under the same name and address it has its counts again.
+- Nothing reads a clock: `now` is seconds, monotonic.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Slots = npt.NDArray[np.int64]
+
+GAUGES: Final = ("waiting", "running", "kv_usage")
+"""Told by pages; unknown once the page is older than the freshness limit."""
+FACTS: Final = ("kv_blocks", "block_size", "max_lora")
+"""Told by pages too, but properties of the server: the last value holds until another is told."""
+COUNTS: Final = ("inflight", "inflight_tokens")
+"""Our own counts, always known."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One rank of one model server."""
+
+    name: str
+    """"<namespace>/<pod>-rank-<i>", unique in the pool."""
+    address: str
+    """"ip:port" as Envoy spells it: IPv6 in its shortest form and in brackets."""
+    labels: dict[str, str] = {}
+    metrics_address: str = ""
+    """"host:port" to scrape; empty: `address`."""
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What one metrics page said. None: the page does not say, or says nonsense."""
+
+    waiting: float | None = None
+    """Requests in the waiting queue."""
+    running: float | None = None
+    kv_usage: float | None = None
+    """Share of KV-cache blocks in use, 0..1."""
+    kv_blocks: float | None = None
+    block_size: float | None = None
+    """Tokens a KV-cache block."""
+    max_lora: float | None = None
+    """Adapters that fit into one batch."""
+    running_adapters: tuple[str, ...] | None = None
+    waiting_adapters: tuple[str, ...] | None = None
+
+
+class Hold:
+    """One admitted request's share of one slot's counts. Made by `admit`, ended by `release`."""
+
+    __slots__ = ("generation", "released", "sequence", "slot", "tokens")
+
+    def __init__(self, slot: int, generation: int, sequence: int, tokens: float) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.sequence = sequence
+        self.tokens = tokens
+        """Prefill tokens still counted."""
+        self.released = False
+
+
+class Slot:
+    """Scalar facts of one row. Columns that scorers read are arrays of the table."""
+
+    __slots__ = ("base", "endpoint", "generation", "joined_at", "listed", "mark", "next_recent", "sequence")
+
+    def __init__(self, endpoint: Endpoint, generation: int, now: float) -> None:
+        self.endpoint = endpoint
+        self.generation = generation
+        self.joined_at = now
+        self.listed = True
+        """Discovery lists it. False: it left, and requests still run on it."""
+        self.sequence = 0
+        """Requests ever admitted here."""
+        self.base = 0
+        """Requests with at least this sequence were admitted after the current page was asked for."""
+        self.mark: int | None = None
+        """`base` of the page that is being fetched now; None: none is."""
+        self.next_recent = 0
+        """In-flight requests with at least `mark`."""
+
+
+class EndpointTable:
+    """Everything known of every endpoint of one pool."""
+
+    def __init__(self, *, freshness: float = 2.0, on_forget: Callable[[int], None] | None = None) -> None:
+        """
+        Args:
+            freshness: seconds after which a page's gauges are unknown (`--metrics-staleness-threshold`).
+            on_forget: called with a slot that is about to mean something else, so that others forget it too.
+        """
+        self.freshness = freshness
+        self._on_forget = on_forget
+        self._rows: list[Slot | None] = []
+        self._generation = 0
+        self._by_name: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
+        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
+        self._recent: Floats = np.empty(0)
+        self._page_at: Floats = np.empty(0)
+        self._listed: Slots = np.empty(0, np.int64)
+        self._adapters: dict[str, Floats] = {}
+
+    def __repr__(self) -> str:
+        inflight = int(self._columns["inflight"].sum())
+        return f"<EndpointTable [Endpoints: {len(self._listed)} | Requests: {inflight} in flight]>"
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+    # -- which endpoints there are -------------------------------------------------------------------------------
+
+    def put(self, endpoint: Endpoint, now: float) -> int:
+        """List an endpoint, or change its labels; returns its slot. A new address under an old name is a new one."""
+        at = self._by_name.get(endpoint.name)
+        if at is not None:
+            row = self._row(at)
+            if row.endpoint.address == endpoint.address:
+                row.endpoint = endpoint
+                if not row.listed:
+                    row.listed, row.joined_at = True, now
+                    self._relist()
+                return at
+            self.drop(endpoint.name)
+            self._by_name.pop(endpoint.name, None)
+        holder = self._by_address.get(endpoint.address)
+        if holder is not None:  # an address that moved to another name: the old endpoint is gone
+            self.drop(self._row(holder).endpoint.name)
+        slot = self._free_slot()
+        self._generation += 1
+        self._rows[slot] = Slot(endpoint, self._generation, now)
+        self._by_name[endpoint.name] = self._by_address[endpoint.address] = slot
+        for column in self._columns.values():
+            column[slot] = np.nan
+        for name in COUNTS:
+            self._columns[name][slot] = 0.0
+        for column in self._adapters.values():
+            column[slot] = 0.0
+        self._recent[slot] = 0.0
+        self._page_at[slot] = -np.inf
+        self._relist()
+        return slot
+
+    def drop(self, name: str) -> None:
+        """Take an endpoint off the list. Its requests run on; its slot is free once the last of them is released."""
+        slot = self._by_name.get(name)
+        if slot is None:
+            return
+        self._row(slot).listed = False
+        self._relist()
+        self._free_if_idle(slot)
+
+    def replace(self, endpoints: Iterable[Endpoint], now: float) -> None:
+        """List exactly these endpoints, in this order where they are new."""
+        wanted = {endpoint.name: endpoint for endpoint in endpoints}
+        for name in [row.endpoint.name for row in self._rows if row is not None and row.listed]:
+            if name not in wanted:
+                self.drop(name)
+        for endpoint in wanted.values():
+            self.put(endpoint, now)
+
+    def slot_at(self, address: str) -> int | None:
+        """Slot of the endpoint with this address, listed or still running requests; None: unknown."""
+        return self._by_address.get(address)
+
+    def endpoint(self, slot: int) -> Endpoint:
+        return self._row(slot).endpoint
+
+    def generation(self, slot: int) -> int:
+        """Changes whenever the slot means another endpoint; 0: the slot is free."""
+        row = self._rows[slot]
+        return 0 if row is None else row.generation
+
+    def joined_at(self, slot: int) -> float:
+        return self._row(slot).joined_at
+
+    @property
+    def listed(self) -> Slots:
+        """Slots that discovery lists, in the order in which they were first listed. Read-only."""
+        return self._listed
+
+    @property
+    def width(self) -> int:
+        """Number of slots; every slot is below it."""
+        return len(self._rows)
+
+    # -- what pages say ------------------------------------------------------------------------------------------
+
+    def page_asked(self, slot: int) -> None:
+        """A page of this slot is being fetched: requests admitted from now on are not in it."""
+        row = self._row(slot)
+        row.mark, row.next_recent = row.sequence, 0
+
+    def page_told(self, slot: int, generation: int, page: Page, now: float) -> None:
+        """Take a page over. What it does not say becomes unknown. Ignored when the slot has changed its meaning.
+
+        Args:
+            now: when the page was asked for, so that its age is never understated.
+        """
+        row = self._rows[slot]
+        if row is None or row.generation != generation:
+            return
+        for name in GAUGES:
+            value = getattr(page, name)
+            self._columns[name][slot] = np.nan if value is None else value
+        for name in FACTS:
+            value = getattr(page, name)
+            if value is not None:
+                self._columns[name][slot] = value
+        if row.mark is not None:
+            row.base, row.mark = row.mark, None
+            self._recent[slot] = row.next_recent
+        self._page_at[slot] = now
+        self._set_adapters(slot, page.running_adapters or (), page.waiting_adapters or ())
+
+    def page_at(self, slot: int) -> float:
+        """When the last page was asked for; -inf: there never was one."""
+        return float(self._page_at[slot])
+
+    # -- what runs -----------------------------------------------------------------------------------------------
+
+    def admit(self, slot: int, prefill_tokens: float = 0.0) -> Hold:
+        """Count one request onto a slot. The hold must be released exactly once."""
+        row = self._row(slot)
+        hold = Hold(slot, row.generation, row.sequence, prefill_tokens)
+        row.sequence += 1
+        row.next_recent += 1
+        self._recent[slot] += 1
+        self._columns["inflight"][slot] += 1
+        self._columns["inflight_tokens"][slot] += prefill_tokens
+        return hold
+
+    def prefill_done(self, hold: Hold) -> None:
+        """The first token has come: its prefill tokens are no load any more."""
+        if not hold.released and hold.tokens:
+            self._columns["inflight_tokens"][hold.slot] -= hold.tokens
+            hold.tokens = 0.0
+
+    def release(self, hold: Hold) -> None:
+        """Count the request out. A second call does nothing."""
+        if hold.released:
+            return
+        self.prefill_done(hold)
+        hold.released = True
+        row = self._row(hold.slot)  # a slot with requests in flight is never given away
+        assert row.generation == hold.generation
+        self._columns["inflight"][hold.slot] -= 1
+        if hold.sequence >= row.base:
+            self._recent[hold.slot] -= 1
+        if row.mark is not None and hold.sequence >= row.mark:
+            row.next_recent -= 1
+        if not self._columns["inflight"][hold.slot]:
+            self._columns["inflight_tokens"][hold.slot] = 0.0  # float sums leave dust
+            self._free_if_idle(hold.slot)
+
+    # -- views ---------------------------------------------------------------------------------------------------
+
+    def candidates(self, now: float, slots: Slots | None = None) -> Candidates:
+        """A view of these slots, or of all that are listed, as known at `now`."""
+        return Candidates(self, self._listed if slots is None else slots, now)
+
+    def column(self, name: str, slots: Slots, now: float) -> tuple[Floats, Bools]:
+        """Values and which of them are known, both of shape (N,). Values are NaN where unknown.
+
+        `waiting` is the page's value plus what was sent to the endpoint since that page was asked for and has not
+        ended: a burst within one scrape interval sees itself.
+
+        Raises:
+            KeyError: no such column.
+        """
+        values = self._columns[name][slots]
+        if name in COUNTS:
+            return values, np.ones(len(slots), np.bool_)
+        known = ~np.isnan(values)
+        if name in GAUGES:
+            known &= now - self._page_at[slots] <= self.freshness
+            if name == "waiting":
+                values = values + self._recent[slots]
+            values[~known] = np.nan
+        return values, known
+
+    def adapter(self, name: str, slots: Slots) -> Floats:
+        """State of a LoRA adapter per slot, shape (N,): 2 running, 1 waiting, 0 neither."""
+        column = self._adapters.get(name)
+        return np.zeros(len(slots)) if column is None else column[slots]
+
+    def adapters_held(self, slots: Slots) -> Floats:
+        """Number of adapters that run or wait per slot, shape (N,)."""
+        total = np.zeros(len(slots))
+        for column in self._adapters.values():
+            total += column[slots] > 0
+        return total
+
+    def adapter_names(self, slot: int) -> tuple[str, ...]:
+        """Adapters that run or wait on a slot, sorted."""
+        return tuple(sorted(name for name, column in self._adapters.items() if column[slot] > 0))
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _row(self, slot: int) -> Slot:
+        row = self._rows[slot]
+        assert row is not None, f"slot {slot} is free"
+        return row
+
+    def _free_slot(self) -> int:
+        for slot, row in enumerate(self._rows):
+            if row is None:
+                return slot
+        slot = len(self._rows)
+        self._rows.append(None)
+        if slot >= len(self._recent):
+            size = max(16, 2 * slot)
+            self._columns = {name: _grown(column, size) for name, column in self._columns.items()}
+            self._adapters = {name: _grown(column, size) for name, column in self._adapters.items()}
+            self._recent, self._page_at = _grown(self._recent, size), _grown(self._page_at, size)
+        return slot
+
+    def _free_if_idle(self, slot: int) -> None:
+        row = self._row(slot)
+        if row.listed or self._columns["inflight"][slot]:
+            return
+        if self._on_forget is not None:
+            self._on_forget(slot)
+        self._rows[slot] = None
+        if self._by_name.get(row.endpoint.name) == slot:
+            del self._by_name[row.endpoint.name]
+        if self._by_address.get(row.endpoint.address) == slot:
+            del self._by_address[row.endpoint.address]
+
+    def _relist(self) -> None:
+        rows = [(row.generation, slot) for slot, row in enumerate(self._rows) if row is not None and row.listed]
+        self._listed = np.array([slot for _, slot in sorted(rows)], np.int64)
+        self._listed.flags.writeable = False
+
+    def _set_adapters(self, slot: int, running: tuple[str, ...], waiting: tuple[str, ...]) -> None:
+        states = {**dict.fromkeys(waiting, 1.0), **dict.fromkeys(running, 2.0)}
+        for name in list(self._adapters):
+            column = self._adapters[name]
+            column[slot] = states.pop(name, 0.0)
+            if not column.any():
+                del self._adapters[name]
+        for name, state in states.items():
+            column = np.zeros(len(self._recent))
+            column[slot] = state
+            self._adapters[name] = column
+
+
+class Candidates:
+    """Some endpoints at one moment: what filters mask and scorers score. N is `len()`. Nothing here may be changed."""
+
+    __slots__ = ("_columns", "now", "slots", "table")
+
+    def __init__(self, table: EndpointTable, slots: Slots, now: float) -> None:
+        self.table = table
+        self.slots = slots
+        self.now = now
+        self._columns: dict[str, tuple[Floats, Bools]] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def column(self, name: str) -> tuple[Floats, Bools]:
+        """Values and which are known, shape (N,) each, read-only; see `EndpointTable.column`. Raises KeyError."""
+        got = self._columns.get(name)
+        if got is None:
+            got = self._columns[name] = self.table.column(name, self.slots, self.now)
+            got[0].flags.writeable = got[1].flags.writeable = False
+        return got
+
+    def adapter(self, name: str) -> Floats:
+        """State of a LoRA adapter, shape (N,): 2 running, 1 waiting, 0 neither."""
+        return self.table.adapter(name, self.slots)
+
+    def adapters_held(self) -> Floats:
+        """Number of adapters that run or wait, shape (N,)."""
+        return self.table.adapters_held(self.slots)
+
+    def fresh(self) -> Bools:
+        """Which endpoints have a page within the freshness limit, shape (N,)."""
+        return self.now - self.table._page_at[self.slots] <= self.table.freshness
+
+    def endpoints(self) -> list[Endpoint]:
+        return [self.table.endpoint(slot) for slot in self.slots.tolist()]
+
+    def keep(self, mask: Bools) -> Candidates:
+        """The candidates where `mask`, shape (N,), is true, in the same order."""
+        return Candidates(self.table, self.slots[mask], self.now)
+
+
+def address_text(host: str, port: int) -> str:
+    """ "ip:port" as Envoy spells it, so that names match: shortest IPv6 form, in brackets.
+
+    Raises:
+        ValueError: host is not an IP address, or port not in 1..65535.
+    """
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port {port} is not in 1..65535")
+    ip = ipaddress.ip_address(host)
+    return f"[{ip.compressed}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+
+
+def _grown(column: Floats, size: int) -> Floats:
+    grown = np.zeros(size)  # `put` gives every new row its first values
+    grown[: len(column)] = column
+    return grown

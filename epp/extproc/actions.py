@@ -1,0 +1,111 @@
+"""What one HTTP exchange asks of the world, in the order in which it must be done.
+
+Our own types rather than protobuf messages: transcripts stay readable, and a transport may encode them its own way.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from epp.extproc.events import ResponseEvent
+from epp.headers import Headers
+
+
+class Outcome(Enum):
+    """How an admitted exchange ended, as far as anyone can know."""
+
+    COMPLETE = "complete"
+    """The response ended, or the stream ended where its end says nothing else (response bodies not seen)."""
+    CUT = "cut"
+    """The stream ended in the middle of a response that was being seen: the client left or the server died."""
+    UNANSWERED = "unanswered"
+    """The stream ended before a response began: the client left, or Envoy does not send the response phase."""
+    REFUSED = "refused"
+    """Refused after a decision had been made."""
+
+
+class AskDecision(msgspec.Struct, frozen=True):
+    headers: Headers
+    body: bytes
+    subset: tuple[str, ...] | None
+
+
+class SendRequestHeaders(msgspec.Struct, frozen=True):
+    """Answer to the request headers. `destination` None: nothing decided yet (BUFFERED), go on to the body."""
+
+    destination: str | None = None
+    set_headers: Headers = ()
+    remove_headers: tuple[str, ...] = ()
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+class SendRequestBody(msgspec.Struct, frozen=True):
+    """One piece of the request body in full duplex."""
+
+    data: bytes
+    last: bool
+
+
+class SendBufferedBody(msgspec.Struct, frozen=True):
+    """Answer to a BUFFERED body: routing and mutations ride on it. `body` None: unchanged."""
+
+    destination: str
+    set_headers: Headers = ()
+    remove_headers: tuple[str, ...] = ()
+    body: bytes | None = None
+    scores: tuple[tuple[str, float], ...] = ()
+
+
+class SendRequestTrailers(msgspec.Struct, frozen=True):
+    pass
+
+
+class SendResponseHeaders(msgspec.Struct, frozen=True):
+    pass
+
+
+class SendResponseBody(msgspec.Struct, frozen=True):
+    """Answer to one response body message; in full duplex it carries the bytes on, elsewhere it only says go on."""
+
+    data: bytes
+    last: bool
+
+
+class SendResponseTrailers(msgspec.Struct, frozen=True):
+    pass
+
+
+class SendImmediateResponse(msgspec.Struct, frozen=True):
+    """Our own answer instead of a model's; the stream ends after it."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    destination: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Tell whoever made the decision what the model server answered."""
+
+    event: ResponseEvent
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """Count the admitted request out. Exactly one for every exchange that got a Decided."""
+
+    outcome: Outcome
+
+
+Send = (
+    SendRequestHeaders
+    | SendRequestBody
+    | SendBufferedBody
+    | SendRequestTrailers
+    | SendResponseHeaders
+    | SendResponseBody
+    | SendResponseTrailers
+    | SendImmediateResponse
+)
+Action = AskDecision | Send | Report | Finished

@@ -1,0 +1,113 @@
+"""What happens to one HTTP exchange, in our own words.
+
+One ext_proc message is one event, except that headers which end their side (a GET, a 204) are two: started, ended.
+Flags end in the codec: the end of a body is an event, however Envoy said it (a flag on headers, a flag on the last
+body message, an empty last message, or trailers).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from epp.errors import Refusal
+from epp.headers import Headers
+
+
+class BodyMode(Enum):
+    """How Envoy hands a body over: `processing_mode` of the ext_proc filter."""
+
+    NONE = 0
+    STREAMED = 1
+    BUFFERED = 2
+    BUFFERED_PARTIAL = 3
+    FULL_DUPLEX = 4
+
+
+class Modes(msgspec.Struct, frozen=True):
+    """Body modes, told by `protocol_config` on the first message of a stream; absent: full duplex both ways."""
+
+    request: BodyMode = BodyMode.FULL_DUPLEX
+    response: BodyMode = BodyMode.FULL_DUPLEX
+
+
+class Part(Enum):
+    """What ended one side of the exchange; the answer must end the same way."""
+
+    HEADERS = 1
+    BODY = 2
+    TRAILERS = 3
+
+
+class RequestStarted(msgspec.Struct, frozen=True):
+    headers: Headers
+    """Lower-case names, order and duplicates kept, pseudo-headers included."""
+    modes: Modes = Modes()
+    subset: tuple[str, ...] | None = None
+    """Endpoints that the gateway allows, "ip:port" or "ip"; None: no hint, (): a hint that allows nothing."""
+
+
+class RequestData(msgspec.Struct, frozen=True):
+    data: bytes
+    subset: tuple[str, ...] | None = None
+
+
+class RequestEnded(msgspec.Struct, frozen=True):
+    by: Part
+    data: bytes = b""
+    """The last piece of the body, often empty; only with Part.BODY."""
+    subset: tuple[str, ...] | None = None
+
+
+class Decided(msgspec.Struct, frozen=True):
+    endpoints: tuple[str, ...]
+    """"ip:port", best first, never empty; the rest are fallbacks. IPv6 in brackets."""
+    set_headers: Headers = ()
+    """Headers to set towards the model server, beside the destination."""
+    body: bytes | None = None
+    """The body to send instead of the client's; None: the client's, byte for byte."""
+    scores: tuple[tuple[str, float], ...] = ()
+    """Endpoint and total score, for dynamic metadata; empty: not asked for."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    refusal: Refusal
+
+
+class ResponseStarted(msgspec.Struct, frozen=True):
+    headers: Headers
+    modes: Modes = Modes()
+    served: str | None = None
+    """The endpoint that Envoy says it used last, "ip:port"; None: not told."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status; 0 when absent or not a number."""
+        for name, value in self.headers:
+            if name == ":status":
+                return int(value) if value.isdigit() else 0
+        return 0
+
+
+class ResponseData(msgspec.Struct, frozen=True):
+    data: bytes
+
+
+class ResponseEnded(msgspec.Struct, frozen=True):
+    by: Part
+    data: bytes = b""
+    """The last piece of the body, often empty; only with Part.BODY."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The stream is gone. In most response modes this is also the normal end: it tells nothing about why."""
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """The exchange's own deadline has passed."""
+
+
+RequestEvent = RequestStarted | RequestData | RequestEnded
+ResponseEvent = ResponseStarted | ResponseData | ResponseEnded
+Event = RequestEvent | ResponseEvent | Decided | Refused | Lost | Expired
