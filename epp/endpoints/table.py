@@ -8,8 +8,10 @@ Rules here:
   `known`), never zero.
 - In-flight requests are counted at decision time and released exactly once, by the `Hold` that counted them;
   nothing else changes those columns, so they never go negative and no reaper corrects them.
-- An endpoint that leaves while requests run on it keeps its slot until the last one is released; when it comes back
-  under the same name and address it has its counts again.
+- An endpoint is its name and its address together. One that leaves while requests run on it keeps its slot until the
+  last one is released; when it comes back under the same name and address it has its counts again.
+- `listed` is another array whenever an endpoint came, left or changed, and the same one as long as none did, so that
+  whoever follows the table compares one reference.
 - Nothing reads a clock: `now` is seconds, monotonic.
 """
 
@@ -81,12 +83,11 @@ class Hold:
 class Slot:
     """Scalar facts of one row. Columns that scorers read are arrays of the table."""
 
-    __slots__ = ("base", "endpoint", "generation", "joined_at", "listed", "mark", "next_recent", "sequence")
+    __slots__ = ("adapters", "base", "endpoint", "generation", "listed", "mark", "next_recent", "sequence")
 
-    def __init__(self, endpoint: Endpoint, generation: int, now: float) -> None:
+    def __init__(self, endpoint: Endpoint, generation: int) -> None:
         self.endpoint = endpoint
         self.generation = generation
-        self.joined_at = now
         self.listed = True
         """Discovery lists it. False: it left, and requests still run on it."""
         self.sequence = 0
@@ -97,6 +98,8 @@ class Slot:
         """`base` of the page that is being fetched now; None: none is."""
         self.next_recent = 0
         """In-flight requests with at least `mark`."""
+        self.adapters: dict[str, float] = {}
+        """State of each adapter that runs (2) or waits (1) here."""
 
 
 class EndpointTable:
@@ -114,9 +117,13 @@ class EndpointTable:
         self._generation = 0
         self._by_name: dict[str, int] = {}
         self._by_address: dict[str, int] = {}
+        self._leaving: dict[int, None] = {}  # off the list, requests still run; the two above know listed ones only
+        self._changed = False
         self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
         self._recent: Floats = np.empty(0)
         self._page_at: Floats = np.empty(0)
+        self._joined_at: Floats = np.empty(0)
+        self._last_join = -np.inf
         self._listed: Slots = np.empty(0, np.int64)
         self._adapters: dict[str, Floats] = {}
 
@@ -130,57 +137,36 @@ class EndpointTable:
     # -- which endpoints there are -------------------------------------------------------------------------------
 
     def put(self, endpoint: Endpoint, now: float) -> int:
-        """List an endpoint, or change its labels; returns its slot. A new address under an old name is a new one."""
-        at = self._by_name.get(endpoint.name)
-        if at is not None:
-            row = self._row(at)
-            if row.endpoint.address == endpoint.address:
-                row.endpoint = endpoint
-                if not row.listed:
-                    row.listed, row.joined_at = True, now
-                    self._relist()
-                return at
-            self.drop(endpoint.name)
-            self._by_name.pop(endpoint.name, None)
-        holder = self._by_address.get(endpoint.address)
-        if holder is not None:  # an address that moved to another name: the old endpoint is gone
-            self.drop(self._row(holder).endpoint.name)
-        slot = self._free_slot()
-        self._generation += 1
-        self._rows[slot] = Slot(endpoint, self._generation, now)
-        self._by_name[endpoint.name] = self._by_address[endpoint.address] = slot
-        for column in self._columns.values():
-            column[slot] = np.nan
-        for name in COUNTS:
-            self._columns[name][slot] = 0.0
-        for column in self._adapters.values():
-            column[slot] = 0.0
-        self._recent[slot] = 0.0
-        self._page_at[slot] = -np.inf
+        """List an endpoint, or change its labels; returns its slot.
+
+        Another endpoint that has its name or its address leaves the list: names and addresses are unique in it.
+        """
+        slot = self._enter(endpoint, now)
         self._relist()
         return slot
 
     def drop(self, name: str) -> None:
         """Take an endpoint off the list. Its requests run on; its slot is free once the last of them is released."""
-        slot = self._by_name.get(name)
-        if slot is None:
-            return
-        self._row(slot).listed = False
-        self._relist()
-        self._free_if_idle(slot)
+        if name in self._by_name:
+            self._leave(self._by_name[name])
+            self._relist()
 
     def replace(self, endpoints: Iterable[Endpoint], now: float) -> None:
-        """List exactly these endpoints, in this order where they are new."""
+        """List exactly these endpoints, in this order where they are new; of two of one name the later one counts."""
         wanted = {endpoint.name: endpoint for endpoint in endpoints}
-        for name in [row.endpoint.name for row in self._rows if row is not None and row.listed]:
-            if name not in wanted:
-                self.drop(name)
+        for name, slot in list(self._by_name.items()):
+            if name not in wanted or wanted[name].address != self._row(slot).endpoint.address:
+                self._leave(slot)
         for endpoint in wanted.values():
-            self.put(endpoint, now)
+            self._enter(endpoint, now)
+        self._relist()
 
     def slot_at(self, address: str) -> int | None:
         """Slot of the endpoint with this address, listed or still running requests; None: unknown."""
-        return self._by_address.get(address)
+        slot = self._by_address.get(address)
+        if slot is None:
+            return next((at for at in self._leaving if self._row(at).endpoint.address == address), None)
+        return slot
 
     def endpoint(self, slot: int) -> Endpoint:
         return self._row(slot).endpoint
@@ -190,8 +176,27 @@ class EndpointTable:
         row = self._rows[slot]
         return 0 if row is None else row.generation
 
+    def is_listed(self, slot: int) -> bool:
+        """Discovery lists it; False: it left, and requests still run on it."""
+        return self._row(slot).listed
+
     def joined_at(self, slot: int) -> float:
-        return self._row(slot).joined_at
+        """When the endpoint joined, came back, or was let in again."""
+        return float(self._joined_at[slot])
+
+    def joined(self, slots: Slots) -> Floats:
+        """`joined_at` of each slot, shape (N,)."""
+        return self._joined_at[slots]
+
+    @property
+    def last_join(self) -> float:
+        """The latest `joined_at` there ever was: nobody is newer. -inf: nobody ever joined."""
+        return self._last_join
+
+    def rejoin(self, slot: int, at: float) -> None:
+        """The endpoint begins anew at `at`, which may lie ahead: slow start counts from then."""
+        self._joined_at[slot] = at
+        self._last_join = max(self._last_join, at)
 
     @property
     def listed(self) -> Slots:
@@ -230,7 +235,7 @@ class EndpointTable:
             row.base, row.mark = row.mark, None
             self._recent[slot] = row.next_recent
         self._page_at[slot] = now
-        self._set_adapters(slot, page.running_adapters or (), page.waiting_adapters or ())
+        self._set_adapters(slot, row, page)
 
     def page_at(self, slot: int) -> float:
         """When the last page was asked for; -inf: there never was one."""
@@ -241,6 +246,7 @@ class EndpointTable:
     def admit(self, slot: int, prefill_tokens: float = 0.0) -> Hold:
         """Count one request onto a slot. The hold must be released exactly once."""
         row = self._row(slot)
+        prefill_tokens = float(round(prefill_tokens))  # sums of whole numbers are exact, so they return to 0
         hold = Hold(slot, row.generation, row.sequence, prefill_tokens)
         row.sequence += 1
         row.next_recent += 1
@@ -268,8 +274,7 @@ class EndpointTable:
             self._recent[hold.slot] -= 1
         if row.mark is not None and hold.sequence >= row.mark:
             row.next_recent -= 1
-        if not self._columns["inflight"][hold.slot]:
-            self._columns["inflight_tokens"][hold.slot] = 0.0  # float sums leave dust
+        if not row.listed:
             self._free_if_idle(hold.slot)
 
     # -- views ---------------------------------------------------------------------------------------------------
@@ -316,10 +321,42 @@ class EndpointTable:
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _row(self, slot: int) -> Slot:
-        row = self._rows[slot]
-        assert row is not None, f"slot {slot} is free"
-        return row
+    def _enter(self, endpoint: Endpoint, now: float) -> int:
+        """List an endpoint in the slot that it has, in the one that it is about to leave, or in a new one."""
+        at = self._by_name.get(endpoint.name)
+        if at is not None and self._row(at).endpoint.address == endpoint.address:
+            self._changed |= self._row(at).endpoint != endpoint
+            self._row(at).endpoint = endpoint
+            return at
+        for holder in {at, self._by_address.get(endpoint.address)}:
+            if holder is not None:
+                self._leave(holder)
+        slot = self._leaving_slot(endpoint)
+        if slot is None:
+            slot = self._free_slot()
+            self._clear(slot, endpoint)
+        row = self._row(slot)
+        row.endpoint, row.listed = endpoint, True
+        self._leaving.pop(slot, None)
+        self._by_name[endpoint.name] = self._by_address[endpoint.address] = slot
+        self.rejoin(slot, now)
+        self._changed = True
+        return slot
+
+    def _leave(self, slot: int) -> None:
+        row = self._row(slot)
+        row.listed = False
+        del self._by_name[row.endpoint.name], self._by_address[row.endpoint.address]
+        self._leaving[slot] = None
+        self._changed = True
+        self._free_if_idle(slot)
+
+    def _leaving_slot(self, endpoint: Endpoint) -> int | None:
+        for slot in self._leaving:
+            left = self._row(slot).endpoint
+            if (left.name, left.address) == (endpoint.name, endpoint.address):
+                return slot
+        return None
 
     def _free_slot(self) -> int:
         for slot, row in enumerate(self._rows):
@@ -332,36 +369,55 @@ class EndpointTable:
             self._columns = {name: _grown(column, size) for name, column in self._columns.items()}
             self._adapters = {name: _grown(column, size) for name, column in self._adapters.items()}
             self._recent, self._page_at = _grown(self._recent, size), _grown(self._page_at, size)
+            self._joined_at = _grown(self._joined_at, size)
         return slot
 
+    def _clear(self, slot: int, endpoint: Endpoint) -> None:
+        """Give a free slot a new meaning: nothing is known of it."""
+        self._generation += 1
+        self._rows[slot] = Slot(endpoint, self._generation)
+        for name, column in self._columns.items():
+            column[slot] = 0.0 if name in COUNTS else np.nan
+        self._recent[slot] = 0.0
+        self._page_at[slot] = -np.inf
+
     def _free_if_idle(self, slot: int) -> None:
-        row = self._row(slot)
-        if row.listed or self._columns["inflight"][slot]:
+        if self._columns["inflight"][slot]:
             return
         if self._on_forget is not None:
             self._on_forget(slot)
+        self._set_adapters(slot, self._row(slot), Page())
         self._rows[slot] = None
-        if self._by_name.get(row.endpoint.name) == slot:
-            del self._by_name[row.endpoint.name]
-        if self._by_address.get(row.endpoint.address) == slot:
-            del self._by_address[row.endpoint.address]
+        del self._leaving[slot]
 
     def _relist(self) -> None:
-        rows = [(row.generation, slot) for slot, row in enumerate(self._rows) if row is not None and row.listed]
-        self._listed = np.array([slot for _, slot in sorted(rows)], np.int64)
+        if not self._changed:
+            return
+        self._changed = False
+        self._listed = np.array(sorted(self._by_name.values(), key=self.generation), np.int64)
         self._listed.flags.writeable = False
 
-    def _set_adapters(self, slot: int, running: tuple[str, ...], waiting: tuple[str, ...]) -> None:
-        states = {**dict.fromkeys(waiting, 1.0), **dict.fromkeys(running, 2.0)}
-        for name in list(self._adapters):
-            column = self._adapters[name]
-            column[slot] = states.pop(name, 0.0)
-            if not column.any():
+    def _row(self, slot: int) -> Slot:
+        row = self._rows[slot]
+        assert row is not None, f"slot {slot} is free"
+        return row
+
+    def _set_adapters(self, slot: int, row: Slot, page: Page) -> None:
+        states = {
+            **dict.fromkeys(page.waiting_adapters or (), 1.0),
+            **dict.fromkeys(page.running_adapters or (), 2.0),
+        }
+        if states == row.adapters:  # nearly always: 2,000 pages a second must not walk all adapters of the pool
+            return
+        for name in row.adapters.keys() - states.keys():
+            self._adapters[name][slot] = 0.0
+            if not self._adapters[name].any():
                 del self._adapters[name]
         for name, state in states.items():
-            column = np.zeros(len(self._recent))
-            column[slot] = state
-            self._adapters[name] = column
+            if name not in self._adapters:
+                self._adapters[name] = np.zeros(len(self._recent))
+            self._adapters[name][slot] = state
+        row.adapters = states
 
 
 class Candidates:

@@ -5,25 +5,12 @@ Our own types rather than protobuf messages: transcripts stay readable, and a tr
 
 from __future__ import annotations
 
-from enum import Enum
-
 import msgspec
 
+from epp.errors import Refusal
 from epp.extproc.events import ResponseEvent
 from epp.headers import Headers
-
-
-class Outcome(Enum):
-    """How an admitted exchange ended, as far as anyone can know."""
-
-    COMPLETE = "complete"
-    """The response ended, or the stream ended where its end says nothing else (response bodies not seen)."""
-    CUT = "cut"
-    """The stream ended in the middle of a response that was being seen: the client left or the server died."""
-    UNANSWERED = "unanswered"
-    """The stream ended before a response began: the client left, or Envoy does not send the response phase."""
-    REFUSED = "refused"
-    """Refused after a decision had been made."""
+from epp.picker import Outcome
 
 
 class AskDecision(msgspec.Struct, frozen=True):
@@ -83,7 +70,8 @@ class SendImmediateResponse(msgspec.Struct, frozen=True):
     status: int
     headers: Headers
     body: bytes
-    destination: str | None = None
+    refusal: Refusal
+    """Why: for whoever counts."""
 
 
 class Report(msgspec.Struct, frozen=True):

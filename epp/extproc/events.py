@@ -1,8 +1,7 @@
 """What happens to one HTTP exchange, in our own words.
 
-One ext_proc message is one event, except that headers which end their side (a GET, a 204) are two: started, ended.
-Flags end in the codec: the end of a body is an event, however Envoy said it (a flag on headers, a flag on the last
-body message, an empty last message, or trailers).
+One ext_proc message is one event. Flags end in the codec: what Envoy says with a flag on headers, a flag on the last
+body message, an empty last message or trailers are events of different types here, so that the exchange is a table.
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ class Modes(msgspec.Struct, frozen=True):
 
 
 class Part(Enum):
-    """What ended one side of the exchange; the answer must end the same way."""
+    """What ended a body; the answer must end the same way."""
 
-    HEADERS = 1
-    BODY = 2
-    TRAILERS = 3
+    BODY = 1
+    TRAILERS = 2
 
 
 class RequestStarted(msgspec.Struct, frozen=True):
@@ -46,6 +44,14 @@ class RequestStarted(msgspec.Struct, frozen=True):
     modes: Modes = Modes()
     subset: tuple[str, ...] | None = None
     """Endpoints that the gateway allows, "ip:port" or "ip"; None: no hint, (): a hint that allows nothing."""
+
+
+class BodylessRequest(RequestStarted, frozen=True):
+    """The headers are the whole request: a GET, a POST of length 0, or a filter that does not send bodies."""
+
+
+class TunnelRequested(RequestStarted, frozen=True):
+    """A WebSocket upgrade or CONNECT: data flows both ways after the response, so the headers alone must decide."""
 
 
 class RequestData(msgspec.Struct, frozen=True):
@@ -81,13 +87,9 @@ class ResponseStarted(msgspec.Struct, frozen=True):
     served: str | None = None
     """The endpoint that Envoy says it used last, "ip:port"; None: not told."""
 
-    @property
-    def status(self) -> int:
-        """HTTP status; 0 when absent or not a number."""
-        for name, value in self.headers:
-            if name == ":status":
-                return int(value) if value.isdigit() else 0
-        return 0
+
+class BodylessResponse(ResponseStarted, frozen=True):
+    """The headers are the whole response: HEAD, 204, 304."""
 
 
 class ResponseData(msgspec.Struct, frozen=True):
@@ -108,6 +110,6 @@ class Expired(msgspec.Struct, frozen=True):
     """The exchange's own deadline has passed."""
 
 
-RequestEvent = RequestStarted | RequestData | RequestEnded
-ResponseEvent = ResponseStarted | ResponseData | ResponseEnded
+RequestEvent = RequestStarted | BodylessRequest | TunnelRequested | RequestData | RequestEnded
+ResponseEvent = ResponseStarted | BodylessResponse | ResponseData | ResponseEnded
 Event = RequestEvent | ResponseEvent | Decided | Refused | Lost | Expired

@@ -1,0 +1,242 @@
+"""What every body shape shares: its top-level fields, and how spans of the client's JSON are read.
+
+In: `msgspec.Raw` values, each a view into the body that the client sent. Out: numbers, texts, prompts, estimates.
+Rules here: nothing is decoded that was not asked for; no field becomes a Python object of a size that the client
+chooses (ten million empty lists in `max_tokens` stay bytes); a field of an unexpected type is as good as absent, for
+the model server validates it; nothing here raises but `Body.check`.
+Rejected: decoding into dicts (the Go picker decodes every body twice, and JSON was its largest cost).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from array import array
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from epp.errors import BadRequest
+
+ABSENT: Final = Raw()
+"""A field that the body does not have."""
+BYTES_PER_TOKEN: Final = 4
+"""English text under common tokenizers; the reference's estimator packs as many bytes into one of its tokens."""
+TOKENS_PER_BLOB: Final = 225
+"""One image of 640 x 360 pixels at 1,024 pixels a token: the reference's value where the size is not known."""
+MAX_MESSAGES: Final = 100_000
+"""A body with more `{` than this is not taken apart into messages; it would cost 20 times its size in memory."""
+
+_EMPTY = re.compile(rb'(?:null|""|\[\s*\]|\{\s*\})?')
+_NUMBERS = re.compile(rb"\[[\s\[]*[-0-9]")
+_NESTED = re.compile(rb'\[\s*[\["]')
+# A quoted run of base64 of 2 KiB or more, bare or as a data URL; slashes may be escaped. Possessive, so linear.
+_BLOB = re.compile(rb'"(?:data:[\w/+.;=-]{0,128},)?[A-Za-z0-9+/=\\]{2048,}+"')
+_KIB: Final = 1024
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One part of a message."""
+
+    kind: str
+    """As the API calls it: "text", "image_url", "input_audio", "tool_result"; "" when it does not say."""
+    text: str
+    """Empty for what is not text."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation, as far as routing may care."""
+
+    role: str
+    """Empty when it has none, as the tool outputs of a Responses input."""
+    parts: tuple[Part, ...]
+
+
+class Body(msgspec.Struct):
+    """The fields that most bodies share, and what can be asked of any of them. Alone: a body of which nothing is known.
+
+    Every subclass names the spans that hold its prompt; unknown fields are skipped.
+    """
+
+    model: str | None = None
+    stream: Raw = ABSENT
+    n: Raw = ABSENT
+    cache_salt: Raw = ABSENT
+
+    def check(self) -> None:
+        """Raise BadRequest where the field that holds the input is missing or empty."""
+
+    def streams(self) -> bool:
+        return is_true(self.stream)
+
+    def choices(self) -> int:
+        return whole(self.n) or 1
+
+    def salt(self) -> str:
+        return string(self.cache_salt)
+
+    def output_limit(self) -> int | None:
+        return None
+
+    def prompt_bytes(self) -> bytes:
+        """What identifies the prompt from its beginning; a longer conversation begins with a shorter one's bytes."""
+        return b""
+
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts in the body: exact for token ids, else `estimate`."""
+        return 0
+
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages; empty where the body has none, or none that can be read."""
+        return ()
+
+
+class _First(msgspec.Struct, array_like=True):
+    first: Raw = ABSENT
+
+
+class _Text(msgspec.Struct):
+    type: Raw = ABSENT
+    text: Raw = ABSENT
+
+
+class _Message(msgspec.Struct):
+    role: Raw = ABSENT
+    content: Raw = ABSENT
+    output: Raw = ABSENT
+
+
+_FIRST = msgspec.json.Decoder(_First)
+_STRING = msgspec.json.Decoder(str)
+_IDS = msgspec.json.Decoder(list[int])
+_TEXTS = msgspec.json.Decoder(list[_Text])
+_MESSAGES = msgspec.json.Decoder(list[_Message])
+# A limit on nesting is the interpreter's, so a span that `read` took may be too deep for a caller further down.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def require(name: str, *spans: Raw) -> None:
+    """Raise BadRequest unless one of `spans`, alternatives to field `name`, holds something."""
+    if all(is_empty(span) for span in spans):
+        raise BadRequest(f"`{name}` is missing or empty: send something to work on")
+
+
+def is_empty(span: Raw) -> bool:
+    return _EMPTY.fullmatch(span) is not None
+
+
+def is_true(span: Raw) -> bool:
+    return len(span) == 4 and bytes(span) == b"true"
+
+
+def opening(span: Raw) -> bytes:
+    """The first byte: `"`, `[`, `{`, a digit, ...; empty for an absent field."""
+    return bytes(memoryview(span)[:1])
+
+
+def whole(span: Raw) -> int | None:
+    """A number >= 0 written as an integer of at most 18 digits; None for anything else."""
+    if not 0 < len(span) <= 18:
+        return None
+    digits = bytes(span)
+    return int(digits) if digits.isdigit() else None
+
+
+def string(span: Raw) -> str:
+    """A JSON string; "" for anything else."""
+    if opening(span) != b'"':
+        return ""
+    try:
+        return _STRING.decode(span)
+    except _UNREADABLE:
+        return ""
+
+
+def first_item(span: Raw) -> Raw:
+    """The first item of an array; ABSENT when it is empty or no array."""
+    try:
+        return _FIRST.decode(span).first
+    except _UNREADABLE:
+        return ABSENT
+
+
+def open_ended(*spans: Raw) -> bytes:
+    """The spans that hold something, one after the other, the last without its closing bracket or quote.
+
+    So the next turn of a conversation, which appends to the last array, begins with these very bytes.
+    """
+    views = [memoryview(span) for span in spans if not is_empty(span)]
+    if not views:
+        return b""
+    views[-1] = views[-1][:-1]
+    return b"".join(views).rstrip()
+
+
+def first_prompt(span: Raw) -> bytes:
+    """The first prompt in a field that may hold a text, token ids, or a list of either.
+
+    A text is its JSON string without the quotes, escapes left as they are; token ids are little-endian uint32.
+    """
+    if _NESTED.match(span):
+        span = first_item(span)
+    if _NUMBERS.match(span):
+        return pack(span)
+    return bytes(memoryview(span)[1:-1]) if opening(span) == b'"' else open_ended(span)
+
+
+def pack(span: Raw) -> bytes:
+    """Token ids, a flat JSON array, as little-endian uint32; what is no token id leaves the JSON as it is."""
+    try:
+        ids = array("I", _IDS.decode(span))
+    except (*_UNREADABLE, OverflowError):
+        return open_ended(span)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids.tobytes()
+
+
+def count_tokens(span: Raw) -> int:
+    """Tokens in a field as `first_prompt` reads it, of all its prompts together: ids are counted, texts estimated."""
+    if is_empty(span):
+        return 0
+    if _NUMBERS.match(span):
+        return bytes(span).count(b",") + 1  # also for a list of lists: n - 1 commas inside and between them
+    return estimate(span)
+
+
+def estimate(*spans: Raw) -> int:
+    """Tokens in spans of JSON: a token for four bytes, each base64 blob (image, audio, file) TOKENS_PER_BLOB."""
+    size, blobs = sum(map(len, spans)), 0
+    for span in spans:
+        for blob in _BLOB.finditer(span) if _may_have_blobs(bytes(span)) else ():
+            size -= blob.end() - blob.start()
+            blobs += 1
+    return size // BYTES_PER_TOKEN + blobs * TOKENS_PER_BLOB + 1
+
+
+def _may_have_blobs(text: bytes) -> bool:
+    """Whether some whole KiB has no space, as one inside a blob; ten times faster than the search, for plain prose."""
+    return any(b" " not in text[at : at + _KIB] for at in range(0, len(text) - _KIB, _KIB))
+
+
+def read_messages(span: Raw) -> tuple[Message, ...]:
+    """The messages in an array of them; a plain text is one message of the user; () for anything else."""
+    if opening(span) == b'"':
+        return (Message("user", _parts(span)),)
+    try:
+        if bytes(span).count(b"{") > MAX_MESSAGES:
+            return ()
+        found = _MESSAGES.decode(span)
+    except _UNREADABLE:
+        return ()
+    return tuple(Message(string(m.role), _parts(m.content or m.output)) for m in found)
+
+
+def _parts(content: Raw) -> tuple[Part, ...]:
+    if opening(content) == b'"':
+        return (Part("text", string(content)),)
+    try:
+        return tuple(Part(string(part.type), string(part.text)) for part in _TEXTS.decode(content))
+    except _UNREADABLE:
+        return ()  # null beside tool calls, or what the model server will refuse

@@ -1,0 +1,36 @@
+"""Slow start: a new endpoint has nothing in flight and an empty queue, so every scorer would send it everything.
+
+In: candidates. Out: a mask of those that may be chosen now.
+Rules here:
+- New is who joined, came back, or was let in again after an ejection, less than `window` seconds ago.
+- A new endpoint is left out while one request more would lift it over its ramp: its age's share of what the
+  candidates that are not new have in flight on average, at least one request.
+- Where every candidate is new, nobody is left out: at start-up, or when the whole pool was replaced.
+Rejected: a weight that grows (Envoy's slow_start_config scales weights): our scores are no shares of traffic, the
+best one wins, and a small weight either loses every decision or none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from epp.endpoints.table import Bools, Candidates
+
+
+def slow_start(candidates: Candidates, window: float) -> Bools:
+    """Which candidates may be chosen, shape (N,). Never none, unless there are no candidates.
+
+    Args:
+        window: seconds in which a new endpoint's share grows to its full size; 0: at once.
+    """
+    table, now = candidates.table, candidates.now
+    if window <= 0 or now - table.last_join >= window:  # nearly always: nobody is new
+        return np.ones(len(candidates), np.bool_)
+    age = now - table.joined(candidates.slots)
+    warm = age >= window
+    if warm.all() or not warm.any():
+        return np.ones(len(candidates), np.bool_)
+    inflight, _ = candidates.column("inflight")
+    allowed = np.maximum(1.0, age / window * inflight[warm].mean())
+    mask: Bools = warm | (inflight + 1.0 <= allowed)
+    return mask

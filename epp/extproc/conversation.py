@@ -1,0 +1,138 @@
+"""One ext_proc stream: message bytes in, reply bytes out. What every transport drives, and nothing else does.
+
+In: `receive` for each message, `lose` when the stream is gone, `tick` when `next_deadline` has passed.
+Out: encoded replies, in order. After them `closed` says whether the stream is to be ended with OK.
+Rules here:
+- A decision is asked for and given within one call.
+- Whatever goes wrong in one exchange ends it (a 500, or a gRPC status) and nothing else.
+"""
+
+from __future__ import annotations
+
+from epp import dialects
+from epp.dialects.request import Request
+from epp.errors import InternalError, ProtocolError, Refusal
+from epp.extproc.actions import (
+    Action,
+    AskDecision,
+    Finished,
+    Report,
+    SendImmediateResponse,
+)
+from epp.extproc.codec import Codec
+from epp.extproc.events import BodyMode, Decided, Event, Expired, Lost, Refused, ResponseEnded, ResponseStarted
+from epp.extproc.exchange import Exchange, Limits
+from epp.picker import Outcome, Picker, Ticket
+
+SILENT_EXCHANGES = 20
+"""So many exchanges in a row without response headers: the proxy does not send them."""
+
+
+class Connection:
+    """What is remembered of one peer across its streams."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self._silent = 0
+
+    def ended(self, outcome: Outcome) -> bool:
+        """Take an outcome in; True once, when the peer is seen never to send the response phase."""
+        self._silent = self._silent + 1 if outcome is Outcome.UNANSWERED else 0
+        return self._silent == SILENT_EXCHANGES
+
+
+class Conversation:
+    """Drives one exchange: bytes to events, actions to bytes, questions to the picker."""
+
+    def __init__(self, picker: Picker, limits: Limits, connection: Connection, now: float) -> None:
+        self._picker = picker
+        self._connection = connection
+        self._codec = Codec()
+        self._exchange = Exchange(limits)
+        self._started_at = now
+        self._request: Request | None = None
+        self._ticket: Ticket | None = None
+        self.closed = False
+        """Our own answer has been sent: end the stream with OK."""
+
+    def __repr__(self) -> str:
+        return f"<Conversation with {self._connection.peer}: {self._exchange!r}>"
+
+    def receive(self, message: bytes, now: float) -> list[bytes]:
+        """Take one message; return the replies to send, in order.
+
+        Raises:
+            ProtocolError: the peer broke the protocol; end the stream with INVALID_ARGUMENT. Nothing else.
+        """
+        try:
+            return self._handle(self._codec.decode(message), now)
+        except ProtocolError:
+            self.lose(now)
+            raise
+        except Exception as error:
+            self._picker.observer.broke("an exchange", error)
+            self.lose(now)
+            raise ProtocolError("the endpoint picker failed on this exchange; its log says why") from None
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due; None: nothing of ours is."""
+        return self._exchange.next_deadline()
+
+    def tick(self, now: float) -> list[bytes]:
+        """The deadline has passed: answer instead of those who did not."""
+        return self._handle(Expired(), now)
+
+    def lose(self, now: float) -> None:
+        """The stream is gone, for whatever reason. Calling it again does nothing."""
+        self._handle(Lost(), now)
+
+    def _handle(self, event: Event, now: float) -> list[bytes]:
+        replies: list[bytes] = []
+        actions: list[Action] = self._exchange.receive(event, now)
+        for action in actions:  # a decision appends what follows from it
+            match action:
+                case AskDecision():
+                    actions += self._exchange.receive(self._decide(action, now), now)
+                case Report():
+                    self._report(action, now)
+                case Finished():
+                    self._finish(action.outcome, now)
+                case SendImmediateResponse():
+                    self.closed = True
+                    self._picker.observer.refused(self._request, action.refusal, now - self._started_at)
+                    replies.append(self._codec.encode(action))
+                case _:
+                    replies.append(self._codec.encode(action))
+        return replies
+
+    def _decide(self, ask: AskDecision, now: float) -> Decided | Refused:
+        try:
+            self._request = request = dialects.read(ask.headers, ask.body)
+            self._ticket = ticket = self._picker.decide(request, ask.subset, self._started_at, now)
+            return Decided(ticket.decision.endpoints, (), ticket.body, self._picker.scores(ticket))
+        except Refusal as refusal:
+            return Refused(refusal)
+        except Exception as error:
+            self._picker.observer.broke("a decision", error)
+            return Refused(InternalError("the endpoint picker failed on this request; its log says why"))
+
+    def _report(self, action: Report, now: float) -> None:
+        picker, ticket, event = self._picker, self._ticket, action.event
+        assert ticket is not None
+        try:
+            if isinstance(event, ResponseStarted):
+                bodies_seen = event.modes.response is not BodyMode.NONE
+                picker.response_started(ticket, event.headers, event.served, now, bodies_seen=bodies_seen)
+                return
+            if event.data:
+                picker.response_data(ticket, event.data, now)
+            if isinstance(event, ResponseEnded):
+                picker.response_ended(ticket)
+        except Exception as error:  # the response goes on whatever we could not read of it
+            self._picker.observer.broke("a response", error)
+
+    def _finish(self, outcome: Outcome, now: float) -> None:
+        assert self._ticket is not None
+        self._picker.finish(self._ticket, outcome, now)
+        if self._connection.ended(outcome):
+            self._picker.observer.never_answered(self._connection.peer)

@@ -1,0 +1,140 @@
+"""The flags of `epp serve`: the reference picker's, with its names and defaults, and a few of our own.
+
+A flag that is accepted for compatibility and does nothing yet is in `WITHOUT_EFFECT`, with what to know about it;
+one that is given and stands there is warned about at start. A flag of the reference's that was removed is in
+`REMOVED`, with what to write instead.
+Source: llm-d router, `pkg/epp/server/options.go`; Go's flag package for single dashes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServeFlags:
+    """Everything that `epp serve` can be told on its command line."""
+
+    pool_name: str = ""
+    """Name of the pool; with file discovery it is only a label."""
+    pool_namespace: str = ""
+    """Namespace of the pool; empty: the environment's NAMESPACE, then "default"."""
+    config_file: str = ""
+    """EndpointPickerConfig to read; empty: the default configuration."""
+    config_text: str = ""
+    """EndpointPickerConfig as text, instead of a file."""
+    grpc_port: int = 9002
+    """Port of the ext_proc service."""
+    grpc_health_port: int = 9003
+    """Port of the gRPC health service, plaintext."""
+    metrics_port: int = 9090
+    """Port of /metrics and /debug."""
+    health_checking: bool = False
+    """Serve the health service on the ext_proc port too."""
+    secure_serving: bool = True
+    """TLS on the ext_proc port."""
+    cert_path: str = ""
+    """Folder with tls.crt and tls.key; empty: a self-signed certificate made at start."""
+    max_body: str = "32Mi"
+    """Largest request body, a quantity; a larger one is refused with 413."""
+    grpc_max_recv_msg_size: str = ""
+    """Largest ext_proc message received, a quantity; it limits messages, not bodies."""
+    grpc_max_send_msg_size: str = ""
+    """Largest ext_proc message sent, a quantity."""
+    refresh_metrics_interval: str = "50ms"
+    """Pause between two scrapes of one model server."""
+    metrics_staleness_threshold: str = "2s"
+    """Age at which what a model server said counts as unknown, for scoring too."""
+    disable_endpoint_subset_filter: bool = False
+    """Ignore the gateway's subset hint."""
+    emit_endpoint_scores: bool = False
+    """Tell the proxy each endpoint's score as dynamic metadata."""
+    enable_grpc_stream_metrics: bool = False
+    """Series about ext_proc streams."""
+    drain_timeout: str = "30s"
+    """After SIGTERM, how long exchanges under way may take to finish."""
+    seed: int | None = None
+    """Seed of everything random; not given: from the system."""
+    zap_encoder: str = "json"
+    """Form of the log: json or console."""
+    v: Annotated[int, Parameter(name=("-v", "--v"))] = 2
+    """Verbosity of the log: 0 warnings, 1 to 3 information, 4 and more debugging."""
+
+    # Accepted so that existing manifests start; WITHOUT_EFFECT says what is to be known.
+    pool_group: str | None = None
+    endpoint_selector: str | None = None
+    endpoint_target_ports: tuple[str, ...] | None = None
+    allow_experimental_plugins: bool | None = None
+    refresh_prometheus_metrics_interval: str | None = None
+    enable_cert_reload: bool | None = None
+    tls_min_version: str | None = None
+    tls_cipher_suites: tuple[str, ...] | None = None
+    metrics_endpoint_auth: bool | None = None
+    metrics_cert_dir: str | None = None
+    metrics_client_ca_file: str | None = None
+    enable_pprof: bool | None = None
+    tracing: bool | None = None
+    ha_enable_leader_election: bool | None = None
+    zap_devel: bool | None = None
+    zap_log_level: str | None = None
+    zap_stacktrace_level: str | None = None
+    zap_time_encoding: str | None = None
+
+    def without_effect(self) -> Iterator[str]:
+        """A warning for each flag that was given and does nothing. `--flag=false` asks for nothing: no warning."""
+        for name, why in WITHOUT_EFFECT.items():
+            if getattr(self, name) not in (None, False):
+                yield f"--{name.replace('_', '-')} has no effect: {why}"
+
+
+WITHOUT_EFFECT: Final = {
+    "pool_group": "endpoints come from file discovery",
+    "endpoint_selector": "endpoints come from file discovery",
+    "endpoint_target_ports": "endpoints come from file discovery",
+    "allow_experimental_plugins": "no plugin here is experimental",
+    "refresh_prometheus_metrics_interval": "pool gauges are computed when /metrics is read",
+    "enable_cert_reload": "restart to take a new certificate",
+    "tls_min_version": "grpcio takes its TLS versions from the library (1.2 and 1.3)",
+    "tls_cipher_suites": "grpcio takes its cipher suites from the library; GRPC_SSL_CIPHER_SUITES sets them",
+    "metrics_endpoint_auth": "/metrics is open; protect the port",
+    "metrics_cert_dir": "/metrics is plaintext; protect the port",
+    "metrics_client_ca_file": "/metrics is plaintext; protect the port",
+    "enable_pprof": "profile with py-spy, which attaches from outside",
+    "tracing": "there are no traces yet",
+    "ha_enable_leader_election": "there is no Kubernetes discovery yet, so each replica serves",
+    "zap_devel": "use --zap-encoder and -v",
+    "zap_log_level": "use -v",
+    "zap_stacktrace_level": "errors of our own always carry their trace",
+    "zap_time_encoding": "times are ISO 8601",
+}
+
+REMOVED: Final = dict.fromkeys(
+    (
+        "total-queued-requests-metric",
+        "total-running-requests-metric",
+        "kv-cache-usage-percentage-metric",
+        "lora-info-metric",
+        "cache-info-metric",
+    ),
+    "label the model servers with llm-d.ai/engine-type instead; the engine is also recognised from its page",
+)
+
+
+def normalised(argv: Sequence[str]) -> list[str]:
+    """Go's spellings made ours: `-grpc-port=9002` is `--grpc-port=9002`; `-v=4` stays.
+
+    Raises:
+        ValueError: a flag that the reference removed, with what to do instead.
+    """
+    words = [re.sub(r"^-(?=[a-z][a-z-]+(=|$))", "--", word) for word in argv]
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in REMOVED:
+            raise ValueError(f"--{name} was removed from the picker: {REMOVED[name]}")
+    return words

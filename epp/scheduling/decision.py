@@ -1,0 +1,120 @@
+"""Why a request went where it went.
+
+Always built, so it is cheap: arrays as they were, no strings. Rendered only when somebody looks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from epp.endpoints.table import Bools, Endpoint, Floats, Slots
+
+Pool = tuple[Endpoint | None, ...]
+"""Endpoint by slot, shared by all decisions between two changes of the pool."""
+
+
+class Exclusion(msgspec.Struct, frozen=True, eq=False):
+    """Endpoints that a guard or a filter left out."""
+
+    name: str
+    slots: Slots
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A plugin that could not do its part in this decision, which was made without it."""
+
+    plugin: str
+    reason: str
+
+
+class Decision(msgspec.Struct, eq=False, kw_only=True):
+    """N endpoints were scored by S scorers."""
+
+    profile: str
+    slots: Slots
+    """Shape (N,): the scored endpoints; the arrays below are in this order."""
+    exclusions: tuple[Exclusion, ...]
+    """What guards and filters left out, in the order in which they ran."""
+    scorers: tuple[tuple[str, float], ...]
+    """Name and weight of each."""
+    raw: Floats
+    """Shape (S, N), 0..1: what each scorer said; 0 where its vote was lost."""
+    unknown: Bools
+    """Shape (N,): a signal that a scorer needs was not known, so the total was capped."""
+    totals: Floats
+    """Shape (N,): the weighted sum, capped where unknown."""
+    order: Slots
+    """Shape (N,): slots, best first."""
+    endpoints: tuple[str, ...]
+    """Addresses for the proxy, best first; never empty."""
+    failures: tuple[Failure, ...]
+    pool: Pool
+    page_ages: Floats
+    """Seconds since each slot's page was asked for, by slot; inf: there never was one."""
+    prompt_tokens: float = 0.0
+    """Estimate; 0 when no plugin asks for the prompt, since finding it out costs a parse."""
+    matched_tokens: float = 0.0
+    """Those believed to be cached on the first endpoint; never more than prompt_tokens."""
+    cost_us: float = 0.0
+    """Filled in by whoever has a clock."""
+
+    @property
+    def first(self) -> int:
+        """The slot that the request is sent to."""
+        return int(self.order[0])
+
+    @property
+    def ties(self) -> int:
+        """Number of endpoints that share the best total."""
+        return int((self.totals == self.totals.max()).sum())
+
+    def scores(self) -> tuple[tuple[str, float], ...]:
+        """Address and total of every scored endpoint, in the order of `slots`."""
+        return tuple(zip(map(self._address, self.slots.tolist()), self.totals.tolist(), strict=True))
+
+    def render(self) -> dict[str, Any]:
+        """The decision as JSON values, by the field names of `protos/decision.proto`."""
+        failed = {failure.plugin: failure.reason for failure in self.failures}
+        return {
+            "profile": self.profile,
+            "endpoints": list(self.endpoints),
+            "candidates": [*self._scored(), *self._excluded()],
+            "scorers": [
+                {"name": name, "weight": weight, "failed": failed[name]}
+                if name in failed
+                else {"name": name, "weight": weight, "scores": scores.tolist()}
+                for (name, weight), scores in zip(self.scorers, self.raw, strict=True)
+            ],
+            "matched_tokens": self.matched_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "ties": self.ties,
+            "cost_us": self.cost_us,
+        }
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _scored(self) -> list[dict[str, Any]]:
+        facts = zip(self.slots.tolist(), self.unknown.tolist(), self.totals.tolist(), strict=True)
+        return [{**self._told(slot), "unknown": unknown, "total": total} for slot, unknown, total in facts]
+
+    def _excluded(self) -> list[dict[str, Any]]:
+        return [
+            {**self._told(slot), "excluded_by": exclusion.name}
+            for exclusion in self.exclusions
+            for slot in exclusion.slots.tolist()
+        ]
+
+    def _told(self, slot: int) -> dict[str, Any]:
+        endpoint = self.pool[slot]
+        assert endpoint is not None
+        age = float(self.page_ages[slot])
+        told: dict[str, Any] = {"address": endpoint.address, "name": endpoint.name}
+        return told if math.isinf(age) else {**told, "page_age": age}
+
+    def _address(self, slot: int) -> str:
+        endpoint = self.pool[slot]
+        assert endpoint is not None
+        return endpoint.address

@@ -1,0 +1,58 @@
+"""Pickers: the order in which endpoints are offered to the proxy, best first.
+
+Rules here:
+- The order is always whole: `maxNumOfEndpoints` only says how much of it the proxy gets.
+- Equals are spread by the seeded generator that is passed in, so that every decision can be replayed.
+Source: llm-d router, scheduling pickers; Efraimidis and Spirakis 2006 (A-Res) for weighted-random-picker.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from epp.dialects.request import Request
+from epp.endpoints.table import Candidates, Floats
+from epp.scheduling.plugin import Order, PickerParams, Totals, picker
+
+TINIEST: Final = 2.0**-53
+
+
+@picker("max-score-picker", params=PickerParams)
+def max_score(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
+    """The highest total first; equals in random order."""
+    return best_first(totals, rng)
+
+
+@picker("random-picker", params=PickerParams)
+def at_random(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
+    """Any order is as likely as any other; scores do not matter."""
+    return random_bits(len(totals), rng).argsort()
+
+
+@picker("weighted-random-picker", params=PickerParams)
+def weighted_random(
+    request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random
+) -> Order:
+    """Each place goes to one of the endpoints left, with a probability in proportion to its total.
+
+    Key: U^(1/total), highest first, U uniform in 0..1. Totals of 0 come last, in random order.
+    """
+    uniform = ((random_bits(len(totals), rng) >> np.uint64(11)) + 0.5) * TINIEST  # never 0 or 1
+    keys = np.full(len(totals), -np.inf)
+    np.divide(np.log(uniform), totals, out=keys, where=totals > 0)
+    return best_first(keys, rng)
+
+
+def best_first(values: Floats, rng: Random) -> Order:
+    """Positions by value, highest first; equals in random order. Shape (N,) in and out."""
+    order: Order = np.lexsort((random_bits(len(values), rng), -values))
+    return order
+
+
+def random_bits(count: int, rng: Random) -> npt.NDArray[np.uint64]:
+    """`count` times 64 random bits. One call of the generator, whatever the count: 0.5 us for 8, 9 us for 1,000."""
+    return np.frombuffer(rng.randbytes(8 * count), np.dtype("<u8"))

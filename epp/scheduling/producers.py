@@ -1,0 +1,121 @@
+"""Producers: what is worked out about a request once, for whichever plugin asks.
+
+In: a request and candidates. Out: a `PrefixMatch`. Once the decision is made, the chosen endpoint holds the prompt.
+Rules here:
+- A prompt is hashed at most once per decision, however many plugins ask.
+- Capacity is counted in tokens of the engine's own cache, whatever our blocks are.
+Source: llm-d approx-prefix-cache-producer (parameters, limits, the floor of 64 tokens a block).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Annotated, Final
+
+from msgspec import Meta
+
+from epp.dialects.request import Request
+from epp.endpoints.table import Candidates, Slots
+from epp.prefix.approximate import ApproximateIndex
+from epp.prefix.hashing import block_hashes, chain_seed
+from epp.scheduling.plugin import DEFAULT_PRODUCER, Context, Params, PrefixMatch, producer
+
+SMALLEST_BLOCK: Final = 64
+"""Tokens. Smaller blocks cost memory and time for hardly any better match."""
+ENGINE_BLOCK: Final = 16
+ENGINE_BLOCKS: Final = 31_250
+"""500,000 tokens: what an H100 holds of an 8B model, where the engine does not tell."""
+
+
+class ApproximateParams(Params, frozen=True):
+    auto_tune: bool = True
+    """Take block size and capacity from the engines' own metrics where they tell them."""
+    block_size_tokens: Annotated[int, Meta(ge=0)] = ENGINE_BLOCK
+    """Tokens a block, at least 64; the engines' own value comes first with autoTune. 0: 16."""
+    lru_capacity_per_server: Annotated[int, Meta(ge=0)] = ENGINE_BLOCKS
+    """Blocks of blockSizeTokens that an endpoint holds, where its metrics do not tell. 0: 31250."""
+    max_prefix_tokens_to_match: Annotated[int, Meta(ge=0)] = 131_072
+    """Tokens of a prompt that are looked at. 0: maxPrefixBlocksToMatch counts."""
+    max_prefix_blocks_to_match: Annotated[int, Meta(ge=0)] = 2048
+    """Blocks of a prompt that are looked at when maxPrefixTokensToMatch is 0. 0: all."""
+
+    def __post_init__(self) -> None:
+        if not self.auto_tune and not self.block_size_tokens:
+            raise ValueError("blockSizeTokens must be at least 1 without autoTune")
+
+    def idle(self, given: Collection[str]) -> dict[str, str]:
+        idle: dict[str, str] = {}
+        if "blockSizeTokens" in given and self.block_size_tokens < SMALLEST_BLOCK:
+            idle["blockSizeTokens"] = f"blocks have at least {SMALLEST_BLOCK} tokens; it only counts the capacity"
+        if "maxPrefixBlocksToMatch" in given and self.max_prefix_tokens_to_match:
+            idle["maxPrefixBlocksToMatch"] = "maxPrefixTokensToMatch comes first unless it is 0"
+        return idle
+
+
+class ApproximatePrefix:
+    """Believe that an endpoint holds the prompts that were sent to it, as far as its KV cache is large enough.
+
+    Block size: what the first engine tells that tells it, never changed after that, since another size would make
+    every hash a new one.
+    """
+
+    def __init__(self, params: ApproximateParams, context: Context) -> None:
+        self.index = ApproximateIndex()
+        self._params = params
+        self._block_tokens = max(SMALLEST_BLOCK, params.block_size_tokens)
+        self._settled = not params.auto_tune
+        self._hashed: tuple[Request, list[int]] | None = None
+        self._matched: tuple[Candidates, PrefixMatch] | None = None
+
+    def match(self, request: Request, candidates: Candidates) -> PrefixMatch:
+        hashes = self._hashes(request, candidates)
+        if self._matched is None or self._matched[0] is not candidates:
+            match = PrefixMatch(self.index.match(hashes, candidates.slots), len(hashes), self._block_tokens)
+            self._matched = candidates, match
+        return self._matched[1]
+
+    def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None:
+        hashes = self._hashes(request, candidates)
+        if hashes:
+            self.index.add(hashes, int(slots[0]), self._capacity(candidates, slots[:1]))
+        self._hashed = self._matched = None  # the body must not outlive its request
+
+    def forget(self, slot: int) -> None:
+        self.index.forget(slot)
+
+    def _hashes(self, request: Request, candidates: Candidates) -> list[int]:
+        if self._hashed is None or self._hashed[0] is not request:
+            if not self._settled:
+                self._settle(candidates)
+            seed = chain_seed(request.target_model, request.cache_salt)
+            self._hashed = request, block_hashes(request.prompt, seed, self._block_tokens, self._most())
+            self._matched = None
+        return self._hashed[1]
+
+    def _settle(self, candidates: Candidates) -> None:
+        sizes, known = candidates.column("block_size")
+        if known.any():
+            self._block_tokens = max(SMALLEST_BLOCK, int(sizes[known][0]))
+            self._settled = True
+
+    def _most(self) -> int:
+        """Blocks of a prompt that are looked at."""
+        if self._params.max_prefix_tokens_to_match:
+            return self._params.max_prefix_tokens_to_match // self._block_tokens
+        return self._params.max_prefix_blocks_to_match or 2**63
+
+    def _capacity(self, candidates: Candidates, slots: Slots) -> int:
+        """Our blocks that fit into the cache of the one slot given."""
+        tokens: float = (self._params.lru_capacity_per_server or ENGINE_BLOCKS) * (
+            self._params.block_size_tokens or ENGINE_BLOCK
+        )
+        if self._params.auto_tune:
+            blocks, _ = candidates.table.column("kv_blocks", slots, candidates.now)
+            size, _ = candidates.table.column("block_size", slots, candidates.now)
+            told = float(blocks[0] * size[0])
+            tokens = tokens if math.isnan(told) else told
+        return max(1, int(tokens // self._block_tokens))
+
+
+approximate_prefix = producer(DEFAULT_PRODUCER, params=ApproximateParams)(ApproximatePrefix)

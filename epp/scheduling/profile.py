@@ -1,0 +1,179 @@
+"""One profile: filters, then weighted scorers, then a picker.
+
+In: a request and candidates. Out: a `Decision`, or NoEndpoint.
+Rules here:
+- Filters run in order and each sees what the one before left; scores are clamped to 0..1, weighted and summed.
+- A plugin that raises or returns nonsense loses its part in this one decision and is named in it; it never loses the
+  request. A filter then lets everybody through; a picker is replaced by the highest total.
+- What is unknown never wins: an endpoint with an unknown signal, among those that the scorers need, totals at most
+  the mean of the endpoints that are fully known. A server whose page hangs or never was good so gets no more than
+  its share, however good its last value was; when all the known ones tie, it may tie with them, and no more.
+- Sums are taken row by row, never as a matrix product, whose rounding differs between columns: equal scores must
+  stay equal, or ties are not spread.
+Source: llm-d router, scheduling engine; the rule for the unknown is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+
+from epp.dialects.request import Request
+from epp.endpoints.table import COUNTS, FACTS, Bools, Candidates, Floats
+from epp.errors import NoEndpoint, Refusal
+from epp.scheduling.decision import Decision, Exclusion, Failure, Pool
+from epp.scheduling.pickers import best_first
+from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Filter, Order, Picker, Scorer, Totals
+
+ALWAYS_KNOWN = frozenset((*COUNTS, *FACTS, PREFIX_MATCH))
+"""Our own counts; facts, which a server may never tell and which do not age; what we remember ourselves."""
+
+
+class Profile:
+    """Where should a request run? Built once, then called for every request."""
+
+    def __init__(
+        self, name: str, filters: Sequence[Filter], scorers: Sequence[tuple[Scorer, float]], picker: Picker
+    ) -> None:
+        """
+        Args:
+            scorers: each with its weight, 0 or more; weights need not sum to anything.
+        """
+        self.name = name
+        self.filters = tuple(filters)
+        self.scorers = tuple(scorer for scorer, _ in scorers)
+        self.picker = picker
+        self._labels = tuple((scorer.name, weight) for scorer, weight in scorers)
+        self._weights = np.array([[weight] for _, weight in scorers], np.float64).reshape(-1, 1)
+        self._ageing = tuple(sorted({need for scorer in self.scorers for need in scorer.needs} - ALWAYS_KNOWN))
+
+    def decide(
+        self, request: Request, candidates: Candidates, exclusions: Sequence[Exclusion], pool: Pool, rng: Random
+    ) -> tuple[Decision, Candidates]:
+        """Decide where the request runs; returns the scored candidates too.
+
+        Args:
+            candidates: those that no guard has left out.
+            exclusions: those that guards have left out; filters add theirs.
+            pool: every endpoint, by slot.
+
+        Raises:
+            NoEndpoint: nothing is left. Says what left the last ones out.
+            Refusal: what a plugin refuses with.
+        """
+        failures: list[Failure] = []
+        left, excluded = self._filtered(request, candidates, exclusions, failures)
+        raw = self._scored(request, left, failures)
+        unknown = self._unknown(left)
+        totals = capped(np.add.reduce(raw * self._weights), unknown)
+        order = left.slots[self._ordered(request, left, totals, rng, failures)]
+        decision = Decision(
+            profile=self.name,
+            slots=left.slots,
+            exclusions=excluded,
+            scorers=self._labels,
+            raw=raw,
+            unknown=unknown,
+            totals=totals,
+            order=order,
+            endpoints=tuple(_address(pool, slot) for slot in order[: self.picker.endpoints].tolist()),
+            failures=tuple(failures),
+            pool=pool,
+            page_ages=left.now - left.table._page_at[: left.table.width],
+        )
+        return decision, left
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _filtered(
+        self, request: Request, candidates: Candidates, exclusions: Sequence[Exclusion], failures: list[Failure]
+    ) -> tuple[Candidates, tuple[Exclusion, ...]]:
+        excluded = [*exclusions]
+        for each in self.filters:
+            if not len(candidates):
+                break
+            try:
+                mask = each.keep(request, candidates)
+                if mask.dtype != np.bool_ or mask.shape != candidates.slots.shape:
+                    raise ValueError(f"returned {mask.dtype} of shape {mask.shape}, not a mask of {len(candidates)}")
+            except Refusal:
+                raise
+            except Exception as error:
+                failures.append(_failure(each.name, error))
+                continue
+            if not mask.all():
+                excluded.append(Exclusion(each.name, candidates.slots[~mask]))
+                candidates = candidates.keep(mask)
+        if not len(candidates):
+            raise NoEndpoint(_left_out(excluded), retry_after=1.0)
+        return candidates, tuple(excluded)
+
+    def _scored(self, request: Request, candidates: Candidates, failures: list[Failure]) -> Floats:
+        """What each scorer says, clamped; 0 for a scorer that failed. Shape (S, N)."""
+        raw = np.zeros((len(self.scorers), len(candidates)))
+        for row, each in zip(raw, self.scorers, strict=True):
+            try:
+                scores = each.score(request, candidates)
+                if scores.shape != row.shape:
+                    raise ValueError(f"returned shape {scores.shape}, not {row.shape}")
+                np.minimum(scores, 1.0, out=row)
+            except Refusal:
+                raise
+            except Exception as error:
+                failures.append(_failure(each.name, error))
+        if np.isnan(raw).any():  # one look at all of them: this is the rare case
+            for lost in np.flatnonzero(np.isnan(raw).any(axis=1)).tolist():
+                raw[lost] = 0.0
+                failures.append(Failure(self.scorers[lost].name, "returned NaN"))
+        return np.maximum(raw, 0.0, out=raw)
+
+    def _unknown(self, candidates: Candidates) -> Bools:
+        """Where a signal is unknown that a scorer needs and that ages. Shape (N,)."""
+        unknown = np.zeros(len(candidates), np.bool_)
+        for need in self._ageing:
+            unknown |= ~(candidates.fresh() if need == ADAPTERS else candidates.column(need)[1])
+        return unknown
+
+    def _ordered(
+        self, request: Request, candidates: Candidates, totals: Totals, rng: Random, failures: list[Failure]
+    ) -> Order:
+        try:
+            order = self.picker.order(request, candidates, totals, rng)
+            if np.bincount(order, minlength=len(totals)).tolist() != [1] * len(totals):
+                raise ValueError(f"returned {order}, not an order of {len(totals)}")
+        except Refusal:
+            raise
+        except Exception as error:
+            failures.append(_failure(self.picker.name, error))
+            return best_first(totals, rng)
+        return order
+
+
+def capped(totals: Totals, unknown: Bools) -> Totals:
+    """Totals, but at most the mean of the known ones where unknown; as they are when nothing, or all, is unknown."""
+    if not unknown.any() or unknown.all():
+        return totals
+    known = totals[~unknown]
+    # Between lowest and highest: the mean of equal floats may round to more than each of them.
+    mean = min(max(known.mean(), known.min()), known.max())
+    return np.where(unknown, np.minimum(totals, mean), totals)
+
+
+def _failure(plugin: str, error: Exception) -> Failure:
+    return Failure(plugin, f"{type(error).__name__}: {error}")
+
+
+def _address(pool: Pool, slot: int) -> str:
+    endpoint = pool[slot]
+    assert endpoint is not None
+    return endpoint.address
+
+
+def _left_out(exclusions: Sequence[Exclusion]) -> str:
+    if not exclusions:
+        return "the pool has no endpoints"
+    total = sum(len(exclusion.slots) for exclusion in exclusions)
+    parts = ", then ".join(f"{exclusion.name} left out {len(exclusion.slots)}" for exclusion in exclusions)
+    return f"no endpoint may serve this request: of {total} endpoints, {parts}"

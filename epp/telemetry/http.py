@@ -1,0 +1,130 @@
+"""The metrics port: /metrics for Prometheus, /debug for whoever asks why.
+
+In: GET requests. Out: the page of `epp.telemetry.exposition`, and JSON that others make.
+Rules here:
+- One page is made at a time, and everybody who asks meanwhile gets the same one; between two families the event loop
+  does its other work.
+- What is sent is bytes that are already there. A reader that takes none of them for `SEND_TIMEOUT` is cut off, and no
+  more than `READERS` are served at once, so that dead ones hold no more memory than that.
+- Plain text always: Prometheus takes it whatever it prefers, and so does the reference's port answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from epp.errors import ConfigError
+from epp.telemetry.exposition import CONTENT_TYPE
+
+READERS: Final = 8
+SEND_TIMEOUT: Final = 10.0
+"""Seconds to send one answer."""
+DECISIONS: Final = 20
+MOST_DECISIONS: Final = 1000
+
+
+class Views(msgspec.Struct, frozen=True):
+    """What can be read on the port."""
+
+    metrics: Callable[[], Iterable[bytes]]
+    """The page, in pieces."""
+    decisions: Callable[[int], object]
+    """The last n decisions, latest first, as JSON values."""
+    endpoints: Callable[[], object]
+    """What is known of every endpoint, as JSON values."""
+
+
+class MetricsServer:
+    """Serves `Views` over HTTP. `start` and `stop` once each."""
+
+    def __init__(self, views: Views, *, send_timeout: float = SEND_TIMEOUT) -> None:
+        self._views = views
+        self._send_timeout = send_timeout
+        self._readers = 0
+        self._rendering: asyncio.Task[bytes] | None = None
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/debug/decisions", self._decisions),
+                web.get("/debug/endpoints", self._endpoints),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self, host: str | None, port: int) -> int:
+        """Bind and serve; returns the port.
+
+        Args:
+            host: None: every address, IPv4 and IPv6.
+            port: 0: any that is free.
+
+        Raises:
+            ConfigError: the port cannot be bound.
+        """
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(f"--metrics-port {port} cannot be bound ({error.strerror}); choose another") from None
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        if self._rendering is not None:
+            self._rendering.cancel()
+        await self._runner.cleanup()
+
+    # -- pages ---------------------------------------------------------------------------------------------------
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        if self._rendering is None or self._rendering.done():
+            self._rendering = asyncio.create_task(_in_pieces(self._views.metrics()))
+        page = await asyncio.shield(self._rendering)  # a reader that goes away must not end it for the others
+        return await self._send(request, page, CONTENT_TYPE)
+
+    async def _decisions(self, request: web.Request) -> web.StreamResponse:
+        text = request.query.get("n", str(DECISIONS))
+        n = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+        if not 1 <= n <= MOST_DECISIONS:
+            raise web.HTTPBadRequest(text=f"n must be a number from 1 to {MOST_DECISIONS}\n")
+        return await self._send_json(request, self._views.decisions(n))
+
+    async def _endpoints(self, request: web.Request) -> web.StreamResponse:
+        return await self._send_json(request, self._views.endpoints())
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    async def _send_json(self, request: web.Request, value: object) -> web.StreamResponse:
+        return await self._send(request, msgspec.json.encode(value) + b"\n", "application/json")
+
+    async def _send(self, request: web.Request, body: bytes, content_type: str) -> web.StreamResponse:
+        if self._readers >= READERS:
+            raise web.HTTPServiceUnavailable(text="too many readers; try again\n", headers={"Retry-After": "1"})
+        response = web.StreamResponse(headers={"Content-Type": content_type, "Content-Length": str(len(body))})
+        self._readers += 1
+        try:
+            async with asyncio.timeout(self._send_timeout):
+                await response.prepare(request)
+                await response.write(body)
+                await response.write_eof()
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self._readers -= 1
+        return response
+
+
+async def _in_pieces(pieces: Iterable[bytes]) -> bytes:
+    page: list[bytes] = []
+    for piece in pieces:
+        page.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(page)

@@ -1,0 +1,251 @@
+"""What is counted of requests: the picker's observer in production.
+
+In: tickets when they are decided and when they are finished, refusals, mishaps. Out: accumulators that
+`epp.telemetry.exposition` turns into a page, under two families of names, when somebody asks.
+Rules here:
+- One accumulator per set of request labels; the legacy families, which have fewer labels, are sums made at scrape time.
+- Everything of one request is recorded at two moments, 3.6 us in all; nothing is recorded per chunk.
+- Meaning follows the reference, so that dashboards agree, but for its gaps: exchanges that were cut count too,
+  usage counts once however often an engine repeats it, and a model server's error is seen as one.
+Source: llm-d router, `pkg/epp/metrics` (names, labels, buckets) and `pkg/epp/handlers` (moments).
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeGuard
+
+from epp.dialects.body import BYTES_PER_TOKEN
+from epp.dialects.request import Request
+from epp.errors import NoEndpoint, Refusal
+from epp.picker import Outcome, Ticket
+from epp.telemetry.log import Problems
+from epp.telemetry.series import Capped, Counter, Histogram, LabelSets, Limits, cut
+
+MODEL_SERVER_ERROR: Final = "ModelServerError"
+"""`error_code` of an answer that a model server gave with a status of 400 or more."""
+REAL_TOKENS: Final = 1 << 53
+"""A count that no float can hold is nonsense, and adding it up would break the sum."""
+
+DURATION: Final = (
+    *(0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 45, 60, 120),
+    *(180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600),
+)
+TTFT: Final = DURATION[:24]
+REQUEST_SIZE: Final = tuple(2.0**exponent for exponent in range(6, 31))
+# 32778 is a slip of the reference's for 32768, in three histograms. Dashboards and recording rules name buckets, and
+# two pickers behind one gateway must add up, so it stays.
+TOKENS: Final = (
+    *(1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32778, 65536, 131072, 262144, 524288, 1048576),
+)
+RESPONSE_SIZE: Final = TOKENS[:15]
+OUTPUT_TOKENS: Final = TOKENS[:12]
+NTPOT: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+TPOT: Final = (
+    *(0.0005, 0.00205, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 2),
+)
+SCHEDULING: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+REQUEST_PROCESSING: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+RESPONSE_PROCESSING: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+)
+HIT_RATIO: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+HIT_BYTES: Final = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class RequestSeries:
+    """Everything counted under one set of {model_name, target_model_name, fairness_id, priority}."""
+
+    __slots__ = (
+        "cached_tokens",
+        "duration",
+        "errors",
+        "input_tokens",
+        "ntpot",
+        "output_tokens",
+        "request_size",
+        "requests",
+        "response_size",
+        "running",
+        "target_model",
+        "tpot",
+        "ttft",
+        "ttft_streaming",
+    )
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.target_model = labels[1]
+        """As it stands in the label."""
+        self.requests = 0
+        """Requests that got a decision; refused ones are errors, not requests (as in the reference)."""
+        self.running = 0
+        self.errors: dict[str, int] = {}
+        """By error code: a handful of our own, and MODEL_SERVER_ERROR."""
+        self.duration = Histogram(DURATION)
+        self.request_size = Histogram(REQUEST_SIZE)
+        self.response_size = Histogram(RESPONSE_SIZE)
+        self.input_tokens = Histogram(TOKENS)
+        self.output_tokens = Histogram(OUTPUT_TOKENS)
+        self.cached_tokens = Histogram(TOKENS)
+        self.ntpot = Histogram(NTPOT)
+        self.tpot = Histogram(TPOT)
+        self.ttft = Histogram(TTFT)
+        self.ttft_streaming = Histogram(TTFT)
+
+
+class Metrics:
+    """Implements `epp.picker.Observer`. One event loop calls it; it never waits and never raises."""
+
+    def __init__(self, problems: Problems, limits: Limits | None = None) -> None:
+        """
+        Args:
+            problems: where mistakes of our own and connections that never answer are told.
+        """
+        self._problems = problems
+        self._limits = limits = limits or Limits()
+        self._models = Capped(limits.models)
+        self._fairness_ids = Capped(limits.fairness_ids)
+        self._known: dict[tuple[str, str, str, int], RequestSeries] = {}
+        """Series by what requests say, where that needed no change: the usual case, in one look-up."""
+        self.requests: LabelSets[RequestSeries] = LabelSets(4, limits.label_sets, RequestSeries)
+        """By model_name, target_model_name, fairness_id, priority."""
+        self.attempts = Counter(3, limits.endpoint_sets)
+        """Decisions by target model, endpoint name and address."""
+        self.failed_attempts = Counter(1, limits.label_sets)
+        """Requests for which no endpoint was found, by target model."""
+        self.scheduling = Histogram(SCHEDULING)
+        self.request_processing = Histogram(REQUEST_PROCESSING)
+        self.response_processing = Histogram(RESPONSE_PROCESSING)
+        self.hit_ratio = Histogram(HIT_RATIO)
+        self.hit_bytes = Histogram(HIT_BYTES)
+        self.poll_errors = Counter(1)
+        """By source type."""
+        self.extract_errors = Counter(2)
+        """By source type and extractor type."""
+        self.refusals = Counter(2)
+        """By reason and status."""
+        self.outcomes = dict.fromkeys(Outcome, 0)
+        self.unanswered = Histogram(DURATION)
+        """Seconds until exchanges ended that saw no response headers."""
+        self.unknown_signals = 0
+        """Decisions in which a signal that a scorer needs was unknown for a candidate."""
+        self.plugin_failures = Counter(1)
+        """Decisions made without a plugin that failed, by plugin."""
+        self.mistakes = Counter(1)
+        """Mistakes of our own, by what broke."""
+        self.silent_connections = 0
+        """Connections whose exchanges end without response headers."""
+
+    # -- the picker's observer -----------------------------------------------------------------------------------
+
+    def decided(self, ticket: Ticket) -> None:
+        request, decision = ticket.request, ticket.decision
+        series = self._series(request)
+        series.requests += 1
+        series.running += 1
+        series.request_size.observe(request.size_bytes)
+        self.request_processing.observe(ticket.decided_at - ticket.started_at)
+        self.scheduling.observe(decision.cost_us * 1e-6)
+        if decision.prompt_tokens:
+            self.hit_ratio.observe(decision.matched_tokens / decision.prompt_tokens)
+            self.hit_bytes.observe(decision.matched_tokens * BYTES_PER_TOKEN)
+        if decision.unknown.any():
+            self.unknown_signals += 1
+        for failure in decision.failures:
+            self.plugin_failures.add(failure.plugin)
+        endpoint = ticket.endpoint
+        self.attempts.add(series.target_model, endpoint.name, endpoint.address)
+
+    def refused(self, request: Request | None, refusal: Refusal, duration: float) -> None:
+        """Counted as an error and by reason, not as a request, and not in the requests' duration: refusals take no
+        time, and thousands of them would make an overloaded pool look fast."""
+        series = self._admit(("", "", "", 0)) if request is None else self._series(request)
+        series.errors[refusal.code] = series.errors.get(refusal.code, 0) + 1
+        self.refusals.add(refusal.reason or refusal.code, str(refusal.status))
+        self.request_processing.observe(duration)
+        if isinstance(refusal, NoEndpoint):
+            self.failed_attempts.add(series.target_model)
+
+    def finished(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
+        """Durations are recorded for whatever was answered, cut streams included; the reference leaves those out, and
+        so the slowest requests, whose clients gave up. What saw no response headers has no duration of its own to
+        tell (Envoy may not send the response phase at all) and goes into `unanswered` alone. Sizes and tokens are
+        recorded for whole answers."""
+        series = self._series(ticket.request)
+        series.running -= 1
+        self.outcomes[outcome] += 1
+        took = now - ticket.started_at
+        if outcome is Outcome.UNANSWERED:
+            self.unanswered.observe(took)
+        if outcome is Outcome.UNANSWERED or outcome is Outcome.REFUSED:
+            return
+        series.duration.observe(took)
+        if ticket.status >= 400:
+            series.errors[MODEL_SERVER_ERROR] = series.errors.get(MODEL_SERVER_ERROR, 0) + 1
+        first = ticket.first_byte_at
+        if first is not None:
+            ttft = series.ttft_streaming if ticket.request.stream else series.ttft
+            ttft.observe(first - ticket.started_at)
+        if outcome is Outcome.COMPLETE:
+            self._answered(series, ticket, now)
+
+    def broke(self, what: str, error: Exception) -> None:
+        self.mistakes.add(what)
+        kind = type(error).__name__  # str(error), not repr: that of a UnicodeDecodeError holds the body
+        self._problems.tell(f"{kind} in {what}", "a mistake of our own in %s: %s: %s", what, kind, error, error=error)
+
+    def never_answered(self, peer: str) -> None:
+        self.silent_connections += 1
+        self._problems.tell(
+            "never answered",
+            "the proxy at %s sends no response headers, so requests count as ended once they are routed; "
+            "set response_header_mode SEND in its ext_proc filter",
+            peer,
+        )
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _answered(self, series: RequestSeries, ticket: Ticket, now: float) -> None:
+        """A whole answer: its size and what it says of its tokens, as far as bodies were seen."""
+        if ticket.response_started_at is not None and not ticket.request.stream:
+            self.response_processing.observe(now - ticket.response_started_at)
+        if ticket.response_bytes:
+            series.response_size.observe(ticket.response_bytes)
+        usage = None if ticket.usage is None else ticket.usage.usage
+        if usage is None:
+            return
+        if _countable(usage.prompt_tokens):
+            series.input_tokens.observe(usage.prompt_tokens)
+        if _countable(usage.cached_tokens) or usage.cached_tokens == 0:
+            series.cached_tokens.observe(usage.cached_tokens)
+        tokens = usage.completion_tokens
+        if _countable(tokens):
+            series.output_tokens.observe(tokens)
+            series.ntpot.observe((now - ticket.started_at) / tokens)
+            if ticket.request.stream and tokens > 1 and ticket.first_byte_at is not None:
+                series.tpot.observe((now - ticket.first_byte_at) / (tokens - 1))
+
+    def _series(self, request: Request) -> RequestSeries:
+        key = (request.model, request.target_model, request.fairness_id, request.priority)
+        known = self._known.get(key)
+        return known if known is not None else self._admit(key)
+
+    def _admit(self, key: tuple[str, str, str, int]) -> RequestSeries:
+        """The series of labels that are new, or that had to be changed."""
+        length = self._limits.label_length
+        model, target = (self._models.bound(cut(name, length)) for name in key[:2])
+        fairness_id = self._fairness_ids.bound(cut(key[2], length))
+        labels = (model, target, fairness_id, str(key[3]))
+        series = self.requests.get(labels)
+        if labels[:3] == key[:3] and len(self._known) < self._limits.label_sets:
+            self._known[key] = series
+        return series
+
+
+def _countable(tokens: int | None) -> TypeGuard[int]:
+    return tokens is not None and 0 < tokens < REAL_TOKENS

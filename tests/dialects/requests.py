@@ -1,0 +1,33 @@
+"""Builders of requests, and the answers that a real vLLM gave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from epp.dialects import Request, read
+from epp.headers import Headers
+
+RECORDED = Path(__file__).parent.parent / "data" / "vllm-0.32.0"
+CHAT = "/v1/chat/completions"
+
+
+def headers(path: str = CHAT, *more: tuple[str, bytes], method: bytes = b"POST") -> Headers:
+    return ((":method", method), (":path", path.encode()), ("content-type", b"application/json"), *more)
+
+
+def post(path: str, body: object) -> Request:
+    """A POST of `body` as JSON, or as it is when it is bytes."""
+    return read(headers(path), body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def chat(**fields: object) -> Request:
+    return post(CHAT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields)
+
+
+def recorded(name: str) -> tuple[Headers, bytes]:
+    """Status and headers, and body, of a recorded answer."""
+    head, _, body = (RECORDED / f"{name}.http").read_bytes().partition(b"\n\n")
+    status, *lines = head.decode().splitlines()
+    fields = [line.partition(": ") for line in lines]
+    return ((":status", status.split()[1].encode()), *((n.lower(), v.encode()) for n, _, v in fields)), body

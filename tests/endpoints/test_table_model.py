@@ -1,0 +1,293 @@
+"""The endpoint table against a naive model: a list of objects, each with the list of its requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from epp.endpoints.table import Endpoint, EndpointTable, Hold, Page
+
+FRESHNESS = 2.0
+NAMES = st.sampled_from(["default/a", "default/b", "default/c"])
+ADDRESSES = st.sampled_from(["10.0.0.1:80", "10.0.0.2:80", "[fd00::1]:80"])
+ENDPOINTS = st.builds(Endpoint, name=NAMES, address=ADDRESSES, labels=st.sampled_from([{}, {"role": "decode"}]))
+ADAPTERS = st.none() | st.lists(st.sampled_from(["x", "y", "z"]), unique=True).map(tuple)
+PAGES = st.builds(
+    Page,
+    waiting=st.none() | st.integers(0, 9).map(float),
+    kv_usage=st.none() | st.just(0.5),
+    block_size=st.none() | st.just(16.0),
+    running_adapters=ADAPTERS,
+    waiting_adapters=ADAPTERS,
+)
+
+
+@dataclass(eq=False)
+class Run:
+    """One request under way, as the model knows it."""
+
+    order: int
+    tokens: int
+
+
+@dataclass(eq=False)
+class Server:
+    """One endpoint, as the model knows it."""
+
+    endpoint: Endpoint
+    born: int
+    joined_at: float
+    listed: bool = True
+    runs: list[Run] = field(default_factory=list)
+    page: Page | None = None
+    block_size: float | None = None
+    page_at: float = -1e9
+    base: int = 0
+    """Order of the first request that the current page cannot know."""
+    asked: int | None = None
+
+    @property
+    def recent(self) -> int:
+        return sum(run.order >= self.base for run in self.runs)
+
+    def is_fresh(self, now: float) -> bool:
+        return now - self.page_at <= FRESHNESS
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Whatever happens in whatever order, the table says what the model says."""
+
+    holds: Bundle[tuple[Server, Run, Hold]] = Bundle("holds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.orders = count()
+        self.births = count()
+        self.forgotten: list[int] = []
+        self.table = EndpointTable(freshness=FRESHNESS, on_forget=self.forgotten.append)
+        self.servers: list[Server] = []
+        self.slots: dict[Server, tuple[int, int]] = {}
+        self.generations: set[int] = set()
+        self.live: list[tuple[Server, Run, Hold]] = []
+        self.gone = 0
+
+    # -- the model -----------------------------------------------------------------------------------------------
+
+    def model_leave(self, server: Server) -> None:
+        server.listed = False
+        self.model_sweep()
+
+    def model_sweep(self) -> None:
+        kept = [server for server in self.servers if server.listed or server.runs]
+        self.gone += len(self.servers) - len(kept)
+        for server in set(self.servers) - set(kept):
+            self.slots.pop(server, None)  # one that came and went within one `replace` was never seen
+        self.servers = kept
+
+    def model_put(self, endpoint: Endpoint) -> None:
+        identity = (endpoint.name, endpoint.address)
+        known = [s for s in self.servers if (s.endpoint.name, s.endpoint.address) == identity]
+        for other in list(self.servers):
+            clashes = other.endpoint.name == endpoint.name or other.endpoint.address == endpoint.address
+            if other.listed and clashes and other not in known:
+                self.model_leave(other)
+        if not known:
+            self.servers.append(Server(endpoint, next(self.births), self.now))
+            return
+        (server,) = known
+        if not server.listed:
+            server.joined_at = self.now
+        server.listed, server.endpoint = True, endpoint
+
+    def find(self, endpoint: Endpoint) -> Server:
+        (server,) = [s for s in self.servers if s.listed and s.endpoint.name == endpoint.name]
+        return server
+
+    def learn_slots(self) -> None:
+        """Which slot each listed server has; once known it must never change."""
+        for slot in self.table.listed.tolist():
+            server = self.find(self.table.endpoint(slot))
+            generation = self.table.generation(slot)
+            if server not in self.slots:
+                assert generation not in self.generations, "a slot used again must have another generation"
+                self.generations.add(generation)
+                self.slots[server] = (slot, generation)
+            assert self.slots[server] == (slot, generation)
+
+    # -- rules ---------------------------------------------------------------------------------------------------
+
+    @rule(endpoint=ENDPOINTS)
+    def put(self, endpoint: Endpoint) -> None:
+        self.model_put(endpoint)
+        slot = self.table.put(endpoint, self.now)
+        assert self.table.endpoint(slot) == endpoint
+        self.learn_slots()
+
+    @rule(name=NAMES)
+    def drop(self, name: str) -> None:
+        for server in list(self.servers):
+            if server.listed and server.endpoint.name == name:
+                self.model_leave(server)
+        self.table.drop(name)
+
+    @rule(endpoints=st.lists(ENDPOINTS, max_size=4))
+    def replace(self, endpoints: list[Endpoint]) -> None:
+        wanted = {endpoint.name: endpoint for endpoint in endpoints}
+        for server in list(self.servers):
+            kept = wanted.get(server.endpoint.name)
+            if server.listed and (kept is None or kept.address != server.endpoint.address):
+                self.model_leave(server)
+        for endpoint in wanted.values():
+            self.model_put(endpoint)
+        self.table.replace(endpoints, self.now)
+        self.learn_slots()
+
+    @rule()
+    def replace_by_the_same(self) -> None:
+        before = self.table.listed
+        self.table.replace([self.table.endpoint(slot) for slot in before.tolist()], self.now)
+        assert self.table.listed is before, "nothing changed, so nobody has to look again"
+
+    @precondition(lambda self: self.servers)
+    @rule(target=holds, data=st.data(), tokens=st.integers(0, 1000))
+    def admit(self, data: st.DataObject, tokens: int) -> tuple[Server, Run, Hold]:
+        server = data.draw(st.sampled_from(self.servers))
+        run = Run(next(self.orders), tokens)
+        server.runs.append(run)
+        entry = (server, run, self.table.admit(self.slots[server][0], tokens))
+        self.live.append(entry)
+        return entry
+
+    @rule(hold=holds)
+    def prefill_done(self, hold: tuple[Server, Run, Hold]) -> None:
+        _, run, real = hold
+        run.tokens = 0
+        self.table.prefill_done(real)
+
+    @rule(hold=consumes(holds), times=st.integers(1, 2))
+    def release(self, hold: tuple[Server, Run, Hold], times: int) -> None:
+        self.finish(hold)
+        for _ in range(times):
+            self.table.release(hold[2])
+
+    def finish(self, hold: tuple[Server, Run, Hold]) -> None:
+        server, run, _ = hold
+        server.runs.remove(run)
+        self.live.remove(hold)
+        self.model_sweep()
+
+    @precondition(lambda self: self.servers)
+    @rule(data=st.data())
+    def page_asked(self, data: st.DataObject) -> None:
+        server = data.draw(st.sampled_from(self.servers))
+        server.asked = next(self.orders)
+        self.table.page_asked(self.slots[server][0])
+
+    @precondition(lambda self: self.servers)
+    @rule(data=st.data(), page=PAGES)
+    def page_told(self, data: st.DataObject, page: Page) -> None:
+        server = data.draw(st.sampled_from(self.servers))
+        if server.asked is not None:
+            server.base, server.asked = server.asked, None
+        server.page, server.page_at = page, self.now
+        if page.block_size is not None:
+            server.block_size = page.block_size
+        slot, generation = self.slots[server]
+        self.table.page_told(slot, generation, page, self.now)
+
+    @rule(page=PAGES, data=st.data())
+    def page_of_an_endpoint_that_is_gone(self, page: Page, data: st.DataObject) -> None:
+        old = self.generations - {generation for _, generation in self.slots.values()}
+        if old and self.table.width:
+            slot = data.draw(st.integers(0, self.table.width - 1))
+            self.table.page_told(slot, data.draw(st.sampled_from(sorted(old))), page, self.now)
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 3.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @initialize()
+    def start(self) -> None:
+        assert len(self.table) == 0
+        assert self.table.last_join == -np.inf
+
+    # -- what must hold ------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_list_is_the_models(self) -> None:
+        listed = sorted((s for s in self.servers if s.listed), key=lambda s: s.born)
+        assert [self.table.endpoint(slot) for slot in self.table.listed.tolist()] == [s.endpoint for s in listed]
+        assert len(self.table) == len(listed)
+        assert len(self.forgotten) == self.gone
+        for server in listed:
+            assert self.table.slot_at(server.endpoint.address) == self.slots[server][0]
+            assert self.table.joined_at(self.slots[server][0]) == server.joined_at
+
+    @invariant()
+    def an_address_is_found_while_requests_run_there(self) -> None:
+        for address in ("10.0.0.1:80", "10.0.0.2:80", "[fd00::1]:80", "10.9.9.9:80"):
+            there = {self.slots[s][0] for s in self.servers if s.endpoint.address == address}
+            found = self.table.slot_at(address)
+            assert found in there if there else found is None
+
+    @invariant()
+    def counts_are_the_live_requests(self) -> None:
+        slots = np.array([self.slots[s][0] for s in self.servers], np.int64)
+        candidates = self.table.candidates(self.now, slots)
+        inflight, known = candidates.column("inflight")
+        tokens, _ = candidates.column("inflight_tokens")
+        assert inflight.tolist() == [len(s.runs) for s in self.servers]
+        assert tokens.tolist() == [sum(run.tokens for run in s.runs) for s in self.servers]
+        assert known.all()
+
+    @invariant()
+    def gauges_are_known_while_fresh_and_told(self) -> None:
+        slots = np.array([self.slots[s][0] for s in self.servers], np.int64)
+        candidates = self.table.candidates(self.now, slots)
+        waiting, known = candidates.column("waiting")
+        for server, value, is_known in zip(self.servers, waiting.tolist(), known.tolist(), strict=True):
+            page = server.page
+            if page is None or page.waiting is None or not server.is_fresh(self.now):
+                assert not is_known
+                assert np.isnan(value)
+            else:
+                assert is_known
+                assert value == page.waiting + server.recent
+        size, known = candidates.column("block_size")  # a fact: it holds until another is told
+        assert known.tolist() == [s.block_size is not None for s in self.servers]
+        assert size[known].tolist() == [s.block_size for s in self.servers if s.block_size is not None]
+        assert candidates.fresh().tolist() == [s.page is not None and s.is_fresh(self.now) for s in self.servers]
+
+    @invariant()
+    def adapters_are_the_last_pages(self) -> None:
+        slots = np.array([self.slots[s][0] for s in self.servers], np.int64)
+        told = [s.page or Page() for s in self.servers]
+        running = [set(page.running_adapters or ()) for page in told]
+        waiting = [set(page.waiting_adapters or ()) for page in told]
+        for name in ("x", "y", "z", "never"):
+            expected = [2.0 if name in r else 1.0 if name in w else 0.0 for r, w in zip(running, waiting, strict=True)]
+            assert self.table.adapter(name, slots).tolist() == expected
+        assert self.table.adapters_held(slots).tolist() == [len(r | w) for r, w in zip(running, waiting, strict=True)]
+        for slot, r, w in zip(slots.tolist(), running, waiting, strict=True):
+            assert self.table.adapter_names(slot) == tuple(sorted(r | w))
+
+    def teardown(self) -> None:
+        """However it ended: once every request is released, every count is 0 and no slot is held for nothing."""
+        for hold in list(self.live):
+            self.finish(hold)
+            self.table.release(hold[2])
+        self.counts_are_the_live_requests()
+        assert repr(self.table).endswith("Requests: 0 in flight]>")
+        self.table.replace([], self.now)
+        assert all(self.table.generation(slot) == 0 for slot in range(self.table.width))
+        assert self.table.adapters_held(np.arange(self.table.width)).tolist() == [0.0] * self.table.width
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
