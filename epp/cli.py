@@ -83,7 +83,7 @@ def demo(*, seconds: float | None = None, seed: int = 0, json: bool = False) -> 
     json
         End with one line of JSON.
     """
-    from epp.demo import run_demo
+    from epp.demo.run import run_demo
 
     return _run(run_demo(seconds=seconds, seed=seed, as_json=json))
 

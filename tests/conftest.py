@@ -1,11 +1,60 @@
-"""Fixtures for every test."""
+"""What holds for every test.
+
+- Nothing but loopback is reached: a test that talks to the internet fails at the first packet.
+- A skip says what is missing; with EPP_REQUIRE_ALL=1 it is a failure, so that CI cannot pass by skipping.
+- Hypothesis has no deadline per example: two cores that others use too are no clock.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import sys
+from collections.abc import Generator
+
 import pytest
+from hypothesis import settings
+
+REQUIRE_ALL = os.environ.get("EPP_REQUIRE_ALL", "") not in ("", "0")
+
+settings.register_profile("epp", deadline=None)
+settings.load_profile("epp")
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     """Async tests run on asyncio, which production uses."""
     return "asyncio"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", _no_skip(report.longrepr)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped:
+        report.outcome, report.longrepr = "failed", _no_skip(report.longrepr)
+    return report
+
+
+def _no_skip(why: object) -> str:
+    return f"skipped although EPP_REQUIRE_ALL is set: {why[2] if isinstance(why, tuple) else why}"
+
+
+def _loopback_only(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook: it sees every socket of Python's, asyncio's included, whoever opened it."""
+    address = arguments[1] if event == "socket.connect" else None
+    if not isinstance(address, tuple):
+        return  # another event, or a Unix socket
+    host = str(address[0])
+    if host != "localhost" and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise RuntimeError(f"a test reaches for {address}, which is not loopback")
+
+
+sys.addaudithook(_loopback_only)

@@ -81,18 +81,17 @@ class Document:
     def complain(self, at: At, message: str) -> None:
         self.errors.append(self.place(at).error(message))
 
-    def fields(self, at: At, known: Collection[str]) -> dict[str, At]:
-        """The fields of a mapping; those not known are reported, and so is anything but a mapping. Nulls are absent."""
+    def fields(self, at: At, known: Collection[str]) -> dict[str, At] | None:
+        """The fields of a mapping; those not known are reported, nulls are absent. None: reported, it is no mapping."""
         if not isinstance(at.node, yaml.MappingNode):
-            if not _is_null(at.node):
-                self.complain(at, f"expected fields ({', '.join(sorted(known))}), not {_kind(at.node)}")
-            return {}
+            self.complain(at, f"expected {_named(known)}, not {_kind(at.node)}")
+            return None
         found: dict[str, At] = {}
         for key, value in at.node.value:
             name = str(key.value)
             here = At(key, f"{at.path}.{name}" if at.path else name)
             if name not in known:
-                self.complain(here, f"unknown field{did_you_mean(name, known)}; known: {', '.join(sorted(known))}")
+                self.complain(here, f"unknown field{did_you_mean(name, known)}; expected {_named(known)}")
             elif name in found:
                 self.complain(here, "this field is given twice")
             elif not _is_null(value):
@@ -119,15 +118,17 @@ class Document:
         """A value of a type that msgspec knows; anything else is reported."""
         try:
             return msgspec.convert(_plain(at.node), kind)
-        except (msgspec.ValidationError, yaml.YAMLError) as error:
+        except msgspec.ValidationError as error:
             self.complain(at, str(error).replace("Expected", "expected", 1))
-            return None
+        except yaml.YAMLError as error:
+            self.complain(at, str(getattr(error, "problem", error)))
+        return None
 
     def params(self, at: At | None, kind: type[P], owner: At) -> tuple[P | None, Collection[str]]:
         """Parameters of a plugin, and the names of those that were given. None: something was reported."""
         known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
-        given = self.fields(at, known) if at is not None else {}
         before = len(self.errors)
+        given = (self.fields(at, known) if at is not None else None) or {}
         for name, field in known.items():
             if name in given:
                 self.value(given[name], field.type)
@@ -152,6 +153,10 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     """ " (did you mean queue-scorer?)", or nothing when no known word is close."""
     close = get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _named(fields: Collection[str]) -> str:
+    return f"fields ({', '.join(sorted(fields))})" if fields else "nothing"
 
 
 def _plain(node: yaml.Node) -> Any:

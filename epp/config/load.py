@@ -11,6 +11,7 @@ Source: llm-d router, config loader and defaults.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -43,7 +44,7 @@ NOT_YET: Final = ("flowControl", "requestHandler", "saturationDetector", "parser
 """Sections that are accepted and not read."""
 NOT_YET_IN_DATA_LAYER: Final = ("peerDiscovery", "crossReplicaSyncerPluginRef", "crossReplicaSyncInterval")
 
-Weight = Annotated[float, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 
 
 def load_file(path: str | Path, plugins: Catalogue | None = None) -> Config:
@@ -107,6 +108,8 @@ class _Reading:
             return {}
         known = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", *NOT_YET)
         top = self.document.fields(root, known)
+        if top is None:
+            return {}
         for name, expected in (("apiVersion", (API_VERSION, LEGACY_API_VERSION)), ("kind", (KIND,))):
             if name not in top:
                 self.document.complain(root, f"{name} is missing: write {name}: {expected[0]}")
@@ -130,6 +133,8 @@ class _Reading:
 
     def _plugin(self, item: At) -> None:
         fields = self.document.fields(item, ("name", "type", "parameters"))
+        if fields is None:
+            return
         if "type" not in fields:
             self.document.complain(item, "a plugin needs a type")
             return
@@ -166,6 +171,8 @@ class _Reading:
 
     def _profile(self, item: At) -> ProfileConfig:
         fields = self.document.fields(item, ("name", "plugins"))
+        if fields is None:
+            return ProfileConfig("", ())
         name = self.document.text(fields["name"]) if "name" in fields else None
         if "name" not in fields:
             self.document.complain(item, "a profile needs a name")
@@ -173,7 +180,9 @@ class _Reading:
         references = [reference for reference in entries if reference is not None]
         counts = Counter(reference.name for reference in references)
         for twice in (name for name, count in counts.items() if count > 1):
-            self.document.complain(item, f"{twice} is listed twice: one entry with the sum of the weights says the same")
+            self.document.complain(
+                item, f"{twice} is listed twice: one entry with the sum of the weights says the same"
+            )
         pickers = [reference.name for reference in references if self._is_a(reference.name, Picker)]
         if len(pickers) > 1:
             self.document.complain(item, f"a profile has one picker: keep one of {', '.join(pickers)}")
@@ -196,17 +205,18 @@ class _Reading:
     def _reference(self, entry: At) -> Reference | None:
         fields = self.document.fields(entry, ("pluginRef", "weight"))
         name = self._resolved(entry, fields)
-        if name is None:
+        if fields is None or name is None:
             return None
         if not self._is_a(name, Filter, Scorer, Picker):
             self.warnings.append(f"{entry.path}: {name} has no effect in a profile: it is no filter, scorer or picker")
             return None
         if "weight" not in fields:
             return Reference(name)
-        weight = self.document.value(fields["weight"], Weight)
         if not self._is_a(name, Scorer):
             self.warnings.append(f"{entry.path}.weight has no effect: {name} is no scorer")
-        return Reference(name, 1.0 if weight is None else weight)
+            return Reference(name)
+        weight: float | None = self.document.value(fields["weight"], Weight)
+        return Reference(name) if weight is None else Reference(name, weight)
 
     def _producer(self, reader: Declared) -> str:
         """The name of the producer that a plugin reads prefix matches from; declared here if it is the default one."""
@@ -225,14 +235,14 @@ class _Reading:
         if at is None:
             return None
         known = ("injectDefaults", "sources", "discovery", *NOT_YET_IN_DATA_LAYER)
-        fields = self.document.fields(at, known)
+        fields = self.document.fields(at, known) or {}
         if "injectDefaults" in fields and self.document.value(fields["injectDefaults"], bool) is False:
             self.warnings.append(f"{at.path}.injectDefaults has no effect: metrics pages are always read")
         self.warnings += [f"{at.path}.{name} has no effect yet" for name in NOT_YET_IN_DATA_LAYER if name in fields]
         for source in self.document.items(fields.get("sources")):
             inner = self.document.fields(source, ("pluginRef", "extractors"))
             self._resolved(source, inner)
-            for extractor in self.document.items(inner.get("extractors")):
+            for extractor in self.document.items((inner or {}).get("extractors")):
                 self._resolved(extractor, self.document.fields(extractor, ("pluginRef",)))
         return self._discovery(fields["discovery"]) if "discovery" in fields else None
 
@@ -248,8 +258,10 @@ class _Reading:
 
     # -- names ---------------------------------------------------------------------------------------------------
 
-    def _resolved(self, owner: At, fields: dict[str, At]) -> str | None:
-        """The plugin that `pluginRef` names; None: reported."""
+    def _resolved(self, owner: At, fields: dict[str, At] | None) -> str | None:
+        """The plugin that `pluginRef` names; None: reported. No fields: they were reported."""
+        if fields is None:
+            return None
         if "pluginRef" not in fields:
             self.document.complain(owner, "pluginRef is missing: name a plugin")
             return None

@@ -1,0 +1,1 @@
+"""Can I see it move? Envoy, model servers, picker and load on one machine. Edge."""

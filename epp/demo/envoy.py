@@ -75,6 +75,7 @@ from envoy_data_plane.envoy.extensions.filters.http.ext_proc.v3 import (
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
+    HttpConnectionManagerUpgradeConfig,
     HttpFilter,
 )
 from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 import (
@@ -113,7 +114,7 @@ class Picker(msgspec.Struct, frozen=True, kw_only=True):
     """ip:port of the picker."""
     request_body: Body = "FULL_DUPLEX_STREAMED"
     response: Response = "SEND/NONE/SEND"
-    """Headers/body/trailers of the response. This one costs nothing per chunk, and still ends when the response does."""
+    """Headers/body/trailers of the response. This one costs nothing per chunk, and ends when the response does."""
     tls: bool = False
     """Any certificate is taken: the picker's own is self-signed."""
     message_timeout: float = 5.0
@@ -133,6 +134,8 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True):
     h2c: bool = False
     """Speak HTTP/2 to the model servers."""
     retries: int = 3
+    """Tries after the first. 0: none, and trailers pass over HTTP/1.1. With retries they do not: Envoy 1.40 sends the
+    body of a request twice when it ends by trailers, goes through ext_proc in full duplex, and may be retried."""
     stalled_after: float = 60.0
     """Seconds without a byte from a model server after which it is given up. Before the answer began, the next one is
     asked; in the middle of an answer the client's connection is cut."""
@@ -257,11 +260,12 @@ def _listener(gateway: Gateway) -> Listener:
     manager = HttpConnectionManager(
         stat_prefix=gateway.name,
         stream_idle_timeout=_seconds(gateway.idle),
-        http_protocol_options=Http1ProtocolOptions(enable_trailers=True),
+        http_protocol_options=Http1ProtocolOptions(enable_trailers=not gateway.retries),
         route_config=RouteConfiguration(
             virtual_hosts=[VirtualHost(name="all", domains=["*"], routes=[_route(gateway)])]
         ),
         http_filters=[*ask, router],
+        upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type="websocket")],
     )
     return Listener(
         name=gateway.name,
@@ -285,7 +289,7 @@ def _route(gateway: Gateway) -> Route:
     return Route(
         match=RouteMatch(prefix="/"),
         request_body_buffer_limit=gateway.max_body,
-        route=RouteAction(cluster=gateway.name, timeout=timedelta(0), retry_policy=retry),
+        route=RouteAction(cluster=gateway.name, timeout=timedelta(0), retry_policy=retry if gateway.retries else None),
     )
 
 

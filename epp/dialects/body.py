@@ -32,7 +32,7 @@ _EMPTY = re.compile(rb'(?:null|""|\[\s*\]|\{\s*\})?')
 _NUMBERS = re.compile(rb"\[[\s\[]*[-0-9]")
 _NESTED = re.compile(rb'\[\s*[\["]')
 # A quoted run of base64 of 2 KiB or more, bare or as a data URL; slashes may be escaped. Possessive, so linear.
-_BLOB = re.compile(rb'"(?:data:[\w/+.;=-]{0,128},)?[A-Za-z0-9+/=\\]{2048,}+"')
+_BLOB = re.compile(rb'"(?:data:[\w/+.;=\\-]{0,128},)?(?=[A-Za-z0-9+/=_\\-]{2048})(?:[A-Za-z0-9+/=_-]++|\\/)++"')
 _KIB: Final = 1024
 
 

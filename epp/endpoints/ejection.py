@@ -109,10 +109,10 @@ class Ejection:
 
     def out(self, slots: Slots, now: float) -> Bools:
         """Which of these slots to leave out, shape (N,). Never all of them."""
+        if (self._out or self._histories) and (now >= self._next_return or self._table.listed is not self._seen):
+            self._recount(now)
         if not self._out:
             return np.zeros(len(slots), np.bool_)
-        if now >= self._next_return or self._table.listed is not self._seen:
-            self._recount(now)
         mask = self._flags[slots]
         if len(slots) and mask.all():
             mask[min(range(len(slots)), key=lambda i: self._out[int(slots[i])])] = False

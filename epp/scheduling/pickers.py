@@ -9,7 +9,6 @@ Source: llm-d router, scheduling pickers; Efraimidis and Spirakis 2006 (A-Res) f
 from __future__ import annotations
 
 from random import Random
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,6 @@ import numpy.typing as npt
 from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Floats
 from epp.scheduling.plugin import Order, PickerParams, Totals, picker
-
-TINIEST: Final = 2.0**-53
-
 
 @picker("max-score-picker", params=PickerParams)
 def max_score(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
@@ -39,12 +35,13 @@ def weighted_random(
 ) -> Order:
     """Each place goes to one of the endpoints left, with a probability in proportion to its total.
 
-    Key: U^(1/total), highest first, U uniform in 0..1. Totals of 0 come last, in random order.
+    Key: U^(1/total), highest first, U uniform in 0..1; here its double logarithm, which keeps the order and does not
+    overflow for tiny totals. Totals of 0 come last, in random order.
     """
-    uniform = ((random_bits(len(totals), rng) >> np.uint64(11)) + 0.5) * TINIEST  # never 0 or 1
+    uniform = ((random_bits(len(totals), rng) >> np.uint64(12)) + 0.5) * 2.0**-52  # exact, and never 0 or 1
     keys = np.full(len(totals), -np.inf)
-    np.divide(np.log(uniform), totals, out=keys, where=totals > 0)
-    return best_first(keys, rng)
+    np.log(totals, out=keys, where=totals > 0)
+    return best_first(keys - np.log(-np.log(uniform)), rng)
 
 
 def best_first(values: Floats, rng: Random) -> Order:
@@ -54,5 +51,5 @@ def best_first(values: Floats, rng: Random) -> Order:
 
 
 def random_bits(count: int, rng: Random) -> npt.NDArray[np.uint64]:
-    """`count` times 64 random bits. One call of the generator, whatever the count: 0.5 us for 8, 9 us for 1,000."""
+    """`count` times 64 random bits. One call of the generator, whatever the count: 0.6 us for 8, 16 us for 1,000."""
     return np.frombuffer(rng.randbytes(8 * count), np.dtype("<u8"))

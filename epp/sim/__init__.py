@@ -1,0 +1,1 @@
+"""What would happen if: an engine model, workloads, and in `serve/` a model server over HTTP. Pure, but for serve/."""

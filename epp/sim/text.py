@@ -51,6 +51,11 @@ def chat_prompt(messages: Iterable[tuple[str, str]]) -> bytes:
     return b"".join(parts) + header("assistant")
 
 
+def with_answer(prompt: bytes, tokens: int) -> bytes:
+    """A prompt and the first tokens of its answer, as the KV cache has them."""
+    return _padded(prompt) + words(0, tokens).encode()
+
+
 def block_keys(text: bytes, block_size: int, adapter: str = "", salt: str = "") -> tuple[int, ...]:
     """Chained keys of the full blocks of a text, root first: 64-bit hashes, each of its block and the key before it.
 

@@ -75,12 +75,14 @@ class Stats(msgspec.Struct, frozen=True):
 class _Sequence:
     """A request in the queue or in the batch, since it last entered the queue."""
 
-    __slots__ = ("alive", "computed", "done", "held", "length", "request", "since")
+    __slots__ = ("alive", "computed", "done", "held", "length", "preempted", "request", "since")
 
-    def __init__(self, request: EngineRequest, done: int) -> None:
+    def __init__(self, request: EngineRequest, done: int = 0, preempted: bool = False) -> None:
         self.request = request
         self.done = done
         """Tokens of the answer that it had when it entered the queue."""
+        self.preempted = preempted
+        """It was in the batch before."""
         self.length = request.prompt_tokens + done
         """Tokens to prefill."""
         self.computed = 0
@@ -144,7 +146,9 @@ class Engine:
         self._queries = self._hits = self._preemptions = 0
 
     def __repr__(self) -> str:
-        return f"<Engine [Profile: {self.profile.name} | Running: {len(self._running)} | Waiting: {len(self._waiting)}]>"
+        return (
+            f"<Engine [Profile: {self.profile.name} | Running: {len(self._running)} | Waiting: {len(self._waiting)}]>"
+        )
 
     def __len__(self) -> int:
         """Requests that wait or run, those that finish in the current step included."""
@@ -167,7 +171,7 @@ class Engine:
                 "shorten the prompt or lower max_tokens"
             )
         assert request.id not in self._all, f"request {request.id} is already here"
-        sequence = self._all[request.id] = _Sequence(request, done=0)
+        sequence = self._all[request.id] = _Sequence(request)
         self._waiting.append(sequence)
 
     def abort(self, request_id: str) -> None:
@@ -274,7 +278,7 @@ class Engine:
             return False
         sequence.held = self.blocks.use(keys[:found])
         sequence.computed = found * size
-        if not sequence.done:
+        if not sequence.preempted:
             batch.admitted.append((request.id, sequence.computed))
             self._queries += request.prompt_tokens
             self._hits += sequence.computed
@@ -335,7 +339,7 @@ class Engine:
         if request.id in self._decoding:
             done += self._number - sequence.since  # what it got up to the last step
         self._leave_batch(sequence)
-        again = self._all[request.id] = _Sequence(request, done)
+        again = self._all[request.id] = _Sequence(request, done, preempted=True)
         self._waiting.appendleft(again)
         self._preemptions += 1
 

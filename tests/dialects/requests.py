@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 from epp.dialects import Request, read
 from epp.headers import Headers
 
 RECORDED = Path(__file__).parent.parent / "data" / "vllm-0.32.0"
 CHAT = "/v1/chat/completions"
+
+TEXTS = st.text('a"\\/u[{,:é\n\N{GRINNING FACE}', max_size=4)
+VALUES: st.SearchStrategy[object] = st.recursive(
+    st.sampled_from([None, True, False, 0, -1, 7, 2**53 + 1, 10**30, 0.1, 1e300]) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | st.just("model"), inner, max_size=3),
+    max_leaves=5,
+)
+"""Any JSON value, and the ones that are read wrong most easily."""
 
 
 def headers(path: str = CHAT, *more: tuple[str, bytes], method: bytes = b"POST") -> Headers:

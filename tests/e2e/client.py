@@ -90,6 +90,15 @@ class Connection:
         trailers = tuple((bytes(name).decode(), bytes(value)) for name, value in event.headers)
         return msgspec.structs.replace(got, body=body, trailers=trailers)
 
+    async def raw(self, ending: bytes, size: int = 0) -> bytes:
+        """Bytes as they come, to `ending` and at least `size` of them; instead of reading an answer."""
+        data = b""
+        while len(data) < size or not data.endswith(ending):
+            more = await self._reader.read(1 << 16)
+            assert more, f"the connection ended after {data!r}"
+            data += more
+        return data
+
     async def _event(self) -> object:
         while True:
             try:

@@ -60,6 +60,8 @@ class Upstream:
 
     def __init__(self) -> None:
         self.address = ""
+        self.scrapes = 0
+        """Metrics pages asked for, ever."""
         self.reset()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None] | None] = set()
@@ -93,7 +95,9 @@ class Upstream:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(asyncio.current_task())
         try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, h11.RemoteProtocolError):
+            with contextlib.suppress(
+                OSError, asyncio.IncompleteReadError, h11.RemoteProtocolError, asyncio.CancelledError
+            ):
                 first = await reader.readexactly(3)
                 serve = self._serve_h2 if first == PREFACE[:3] else self._serve_h1
                 await serve(first, reader, writer)
@@ -113,11 +117,15 @@ class Upstream:
         connection.receive_data(first)
         while (seen := await self._read_h1(connection, reader)) is not None:
             if seen.path == "/metrics":
+                self.scrapes += 1
                 answer = Answer(headers=(("content-type", b"text/plain"),), steps=(self._page(),))
             else:
                 self.seen.append(seen)
-                answer = self.answer(seen)
                 self.started.set()
+                if seen.all("upgrade"):
+                    await _echo(connection, reader, writer)
+                    return
+                answer = self.answer(seen)
             head = connection.send(h11.Response(status_code=answer.status, headers=_wire(answer))) or b""
             async for chunk in _steps(answer):
                 if chunk is None:
@@ -199,6 +207,17 @@ class Upstream:
             else:
                 connection.end_stream(stream)
         writer.write(connection.data_to_send())
+
+
+async def _echo(connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Switch protocols, then send back whatever comes."""
+    headers = [("connection", "upgrade"), ("upgrade", "websocket")]
+    writer.write(connection.send(h11.InformationalResponse(status_code=101, headers=headers)) or b"")
+    data = bytes(connection.trailing_data[0])
+    while data or (data := await reader.read(1 << 16)):
+        writer.write(data)
+        await writer.drain()
+        data = b""
 
 
 async def _steps(answer: Answer) -> AsyncIterator[bytes | None]:

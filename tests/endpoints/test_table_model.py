@@ -172,7 +172,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(hold=consumes(holds), times=st.integers(1, 2))
     def release(self, hold: tuple[Server, Run, Hold], times: int) -> None:
-        self.finish(hold)
+        if hold in self.live:
+            self.finish(hold)
         for _ in range(times):
             self.table.release(hold[2])
 
@@ -200,6 +201,26 @@ class TableMachine(RuleBasedStateMachine):
             server.block_size = page.block_size
         slot, generation = self.slots[server]
         self.table.page_told(slot, generation, page, self.now)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), waiting=st.integers(0, 9), more=st.integers(0, 2))
+    def page_while_requests_come_and_go(self, data: st.DataObject, waiting: int, more: int) -> None:
+        """The usual case, spelled out because it needs six steps in a row: one ends that the page still counts."""
+        done = data.draw(st.sampled_from(self.live))
+        server = done[0]
+        if not server.listed:
+            return
+        slot, generation = self.slots[server]
+        server.base = next(self.orders)
+        self.table.page_asked(slot)
+        for _ in range(more):
+            run = Run(next(self.orders), 5)
+            server.runs.append(run)
+            self.live.append((server, run, self.table.admit(slot, 5)))
+        self.finish(done)
+        self.table.release(done[2])
+        server.asked, server.page, server.page_at = None, Page(waiting=waiting), self.now
+        self.table.page_told(slot, generation, server.page, self.now)
 
     @rule(page=PAGES, data=st.data())
     def page_of_an_endpoint_that_is_gone(self, page: Page, data: st.DataObject) -> None:

@@ -11,7 +11,8 @@ from epp.prefix.approximate import ApproximateIndex
 
 
 def match(index: ApproximateIndex, hashes: list[int], slots: list[int]) -> list[int]:
-    return index.match(hashes, np.array(slots, np.int64)).tolist()  # type: ignore[no-any-return]
+    counts: list[int] = index.match(hashes, np.array(slots, np.int64)).tolist()
+    return counts
 
 
 def test_an_empty_index_matches_nothing() -> None:

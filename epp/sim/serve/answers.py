@@ -52,7 +52,7 @@ class _Events:
     """Server-sent events of tokens: what stands before and after a token's text is the same for all of one answer."""
 
     def __init__(self, frame: bytes) -> None:
-        self.before, self.after = frame.split(b"@")
+        self.before, self.after = frame.rsplit(b"@", 1)
 
     def tokens(self, start: int, end: int) -> bytes:
         if end == start + 1:

@@ -181,7 +181,9 @@ def _one_prompt(prompt: str | list[str | int | list[int]]) -> bytes:
         return _one_prompt([*prompt[0]] if isinstance(prompt[0], list) else prompt[0])
     tokens = [token for token in prompt if isinstance(token, int)]
     if len(tokens) < len(prompt) or not all(0 <= token < 2**32 for token in tokens):
-        raise InvalidBody("value_error", "body.prompt", "expected a text, an array of tokens, or an array of one of them")
+        raise InvalidBody(
+            "value_error", "body.prompt", "expected a text, an array of tokens, or an array of one of them"
+        )
     return struct.pack(f"<{len(tokens)}I", *tokens)
 
 

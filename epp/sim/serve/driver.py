@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from epp.sim.vllm import Engine, EngineRequest
+from epp.sim.vllm import Engine, EngineRequest, Step
 
 TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 """Seconds; the lower part of vLLM's."""
@@ -18,7 +18,7 @@ TTFT_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75
 class Stream:
     """The tokens of one request as they come."""
 
-    __slots__ = ("cached", "has", "request", "submitted_at", "waiter")
+    __slots__ = ("cached", "has", "request", "submitted_at", "waiter", "wanted")
 
     def __init__(self, request: EngineRequest, now: float) -> None:
         self.request = request
@@ -27,18 +27,22 @@ class Stream:
         """Tokens so far."""
         self.cached = 0
         """Prompt tokens that were in the cache; known with the first token."""
+        self.wanted = 0
+        """Tokens that `waiter` waits for."""
         self.waiter: asyncio.Future[None] | None = None
 
-    async def more(self, seen: int) -> int:
-        """Wait for more than `seen` tokens. Returns how many there are."""
-        while self.has <= seen:
+    async def at_least(self, tokens: int) -> int:
+        """Wait until there are so many tokens. Returns how many there are."""
+        if self.has < tokens:
+            self.wanted = tokens
             self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter
         return self.has
 
-    async def whole(self) -> None:
-        """Wait for the last token."""
-        await self.more(self.request.output_tokens - 1)
+    def add_token(self) -> None:
+        self.has += 1
+        if self.waiter is not None and self.has >= self.wanted and not self.waiter.done():
+            self.waiter.set_result(None)
 
 
 class Counters:
@@ -94,21 +98,18 @@ class Driver:
                 continue
             due += step.duration
             await asyncio.sleep(due - loop.time())
-            self._deliver(step.admitted, step.tokens, step.first, loop.time())
+            self._deliver(step, loop.time())
 
-    def _deliver(
-        self, admitted: tuple[tuple[str, int], ...], tokens: tuple[str, ...], first: tuple[str, ...], now: float
-    ) -> None:
-        for request_id, cached in admitted:
-            if stream := self._streams.get(request_id):
+    def _deliver(self, step: Step, now: float) -> None:
+        streams = self._streams
+        for request_id, cached in step.admitted:
+            if stream := streams.get(request_id):
                 stream.cached = cached
                 self.counters.prompt_tokens += stream.request.prompt_tokens
-        for request_id in first:
-            if stream := self._streams.get(request_id):
+        for request_id in step.first:
+            if stream := streams.get(request_id):
                 self.counters.first_token(now - stream.submitted_at)
-        self.counters.generation_tokens += len(tokens)
-        for request_id in tokens:
-            if stream := self._streams.get(request_id):
-                stream.has += 1
-                if stream.waiter is not None and not stream.waiter.done():
-                    stream.waiter.set_result(None)
+        self.counters.generation_tokens += len(step.tokens)
+        for request_id in step.tokens:
+            if stream := streams.get(request_id):
+                stream.add_token()

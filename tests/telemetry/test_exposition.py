@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric
+
+from epp.dialects.usage import Usage
+from epp.endpoints.table import Endpoint, Page
+from epp.errors import NoEndpoint
+from epp.picker import Outcome
+from epp.telemetry.exposition import Sources, render
+from epp.telemetry.metrics import Metrics
+from tests.telemetry.builders import decision, metrics, page_of, request, table, ticket, value, zero
+
+FULL = Page(waiting=3, running=8, kv_usage=0.5)
+A, B, C = (Endpoint(f"ns/{name}-rank-0", f"10.0.0.{number}:8000") for number, name in enumerate("abc", 1))
+
+
+def everything() -> tuple[Metrics, Sources]:
+    """Something in every family."""
+    counted = metrics()
+    streamed = ticket(request(stream=True), first_byte_at=10.5, usage=Usage(9, 8, 7), response_bytes=5)
+    for made in (streamed, ticket(first_byte_at=11.0, made=decision(prompt=8, failures=("x",)), status=500)):
+        counted.decided(made)
+        counted.finished(made, Outcome.COMPLETE, 12.0)
+    counted.refused(request(), NoEndpoint("none"), 0.1)
+    counted.broke("a decision", ValueError("no"))
+    counted.poll_errors.add("metrics-data-source")
+    counted.extract_errors.add("metrics-data-source", "core-metrics-extractor")
+    return counted, Sources(
+        table([A], [FULL]),
+        "pool",
+        zero,
+        version="1.0",
+        streams=lambda: (2, 7),
+        ejections=lambda: (1, 4),
+        prefix_blocks=lambda: 12,
+    )
+
+
+def told(families: dict[str, Metric]) -> dict[str, tuple[str, frozenset[str], tuple[str, ...]]]:
+    """Type, labels and bounds of every family on a page."""
+    found = {}
+    for name, family in families.items():
+        labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        les = dict.fromkeys(sample.labels["le"] for sample in family.samples if "le" in sample.labels)
+        found[name] = (family.type, labels, tuple(le for le in les if le != "+Inf"))
+    return found
+
+
+def golden() -> dict[str, tuple[str, frozenset[str], tuple[str, ...]]]:
+    lines = Path(__file__).with_name("families.txt").read_text().splitlines()
+    found = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            head, _, bounds = line.partition(":")
+            name, kind, *labels = head.split()
+            found[name] = (kind, frozenset(labels), tuple(bounds.split()))
+    return found
+
+
+def test_names_types_labels_and_bounds_are_those_of_the_reference() -> None:
+    page = told(page_of(*everything()))
+    assert {name: facts for name, facts in page.items() if not name.startswith("process_")} == golden()
+
+
+def test_every_series_of_a_histogram_has_all_bounds_a_sum_and_a_count() -> None:
+    counted, sources = everything()
+    counted.decided(ticket(request("other-model")))
+    for family in page_of(counted, sources).values():
+        if family.type != "histogram":
+            continue
+        series: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for sample in family.samples:
+            key = tuple(sorted((name, text) for name, text in sample.labels.items() if name != "le"))
+            series.setdefault(key, []).append(sample.labels.get("le") or sample.name.rpartition("_")[2])
+        for labels, parts in series.items():
+            assert parts == [*golden()[family.name][2], "+Inf", "sum", "count"], (family.name, labels)
+
+
+def test_no_series_is_on_the_page_twice() -> None:
+    for family in page_of(*everything()).values():
+        keys = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
+        assert len(keys) == len(set(keys)), family.name
+
+
+def test_an_unused_picker_has_a_page_too() -> None:
+    page = page_of(metrics())
+    assert value(page, "llm_d_epp_ready_endpoints", name="p") == 0
+    assert value(page, "llm_d_epp_scheduler_e2e_duration_seconds_count") == 0
+    assert value(page, "process_resident_memory_bytes") > 0
+    assert "llm_d_epp_request_total" not in page
+
+
+def test_help_and_type_come_before_the_samples_of_their_family() -> None:
+    seen: set[str] = set()
+    for line in b"".join(render(*everything())).decode().splitlines():
+        if line.startswith("# TYPE "):
+            seen.add(line.split()[2])
+        elif not line.startswith("#"):
+            name = line.partition("{")[0].partition(" ")[0]
+            assert name in seen or any(
+                name == f"{family}_{part}" for family in seen for part in ("bucket", "sum", "count")
+            )
+
+
+# -- the pool ----------------------------------------------------------------------------------------------------
+
+
+def pool(pages: list[Page | None], *, now: float = 1.0, asked_at: float = 0.0) -> dict[str, Metric]:
+    known = table([A, B, C][: len(pages)], pages, asked_at=asked_at)
+    return page_of(metrics(), Sources(known, "llama", lambda: now))
+
+
+def test_pool_gauges_are_means_and_deviations_over_what_is_known() -> None:
+    page = pool([Page(waiting=1, running=10, kv_usage=0.2), Page(waiting=5, running=20, kv_usage=0.6), None])
+    assert value(page, "llm_d_epp_ready_endpoints", name="llama") == 2
+    assert value(page, "inference_pool_ready_pods", name="llama") == 2
+    for prefix in ("llm_d_epp_", "inference_pool_"):
+        assert value(page, f"{prefix}average_queue_size", name="llama") == 3
+        assert value(page, f"{prefix}average_running_requests", name="llama") == 15
+        assert value(page, f"{prefix}average_kv_cache_utilization", name="llama") == pytest.approx(0.4)
+    assert value(page, "llm_d_epp_std_dev_queue_size", name="llama") == 2
+    assert value(page, "llm_d_epp_std_dev_running_requests", name="llama") == 5
+    assert value(page, "llm_d_epp_std_dev_kv_cache_utilization", name="llama") == pytest.approx(0.2)
+    assert value(page, "llm_d_epp_per_endpoint_queue_size", model_server_endpoint="b-rank-0") == 5
+    assert value(page, "inference_pool_per_pod_queue_size", model_server_pod="a-rank-0") == 1
+
+
+def test_gauges_of_a_pool_of_which_nothing_is_fresh_are_absent_and_its_size_is_zero() -> None:
+    page = pool([FULL, FULL], now=2.5)
+    assert value(page, "llm_d_epp_ready_endpoints") == 0
+    for name in ("average_queue_size", "average_running_requests", "average_kv_cache_utilization"):
+        assert f"llm_d_epp_{name}" not in page
+        assert f"inference_pool_{name}" not in page
+    assert "llm_d_epp_per_endpoint_queue_size" not in page
+
+
+def test_a_page_that_does_not_tell_one_value_counts_for_the_others() -> None:
+    page = pool([Page(waiting=4), Page(waiting=2, running=math.pi)])
+    assert value(page, "llm_d_epp_average_queue_size") == 3
+    assert value(page, "llm_d_epp_average_running_requests") == pytest.approx(math.pi)
+    assert "llm_d_epp_average_kv_cache_utilization" not in page
+
+
+def test_queues_are_the_model_servers_own_without_what_was_just_sent() -> None:
+    """Scorers add what was sent since the page; an autoscaler that reads the gauge must not."""
+    known = table([A], [Page(waiting=2)])
+    known.admit(0)
+    page = page_of(metrics(), Sources(known, "p", zero))
+    assert value(page, "llm_d_epp_average_queue_size") == 2
+    assert value(page, "llm_d_epp_per_endpoint_queue_size") == 2
+
+
+def test_requests_on_an_endpoint_that_left_are_still_told() -> None:
+    known = table([A, B])
+    known.admit(0, 100.0)
+    known.admit(1)
+    known.drop(A.name)
+    page = page_of(metrics(), Sources(known, "p", zero))
+    labels = {"namespace": "ns", "producer_name": "inflight-load-producer"}
+    assert value(page, "llm_d_epp_inflight_requests", endpoint_name="a-rank-0", **labels) == 1
+    assert value(page, "llm_d_epp_inflight_tokens", endpoint_name="a-rank-0", **labels) == 100
+    assert value(page, "llm_d_epp_inflight_requests", endpoint_name="b-rank-0", **labels) == 1
+
+
+def test_an_endpoint_that_changed_its_address_under_load_is_one_series() -> None:
+    known = table([A])
+    known.admit(0)
+    slot = known.put(Endpoint(A.name, "10.0.0.9:8000"), 1.0)
+    known.admit(slot)
+    page = page_of(metrics(), Sources(known, "p", zero))
+    assert value(page, "llm_d_epp_inflight_requests", endpoint_name="a-rank-0") == 2
+
+
+def test_the_pool_may_change_between_two_pieces_of_the_page() -> None:
+    known = table([A, B], [FULL, FULL])
+    pieces = []
+    for piece in render(metrics(), Sources(known, "p", zero)):
+        pieces.append(piece)
+        known.replace([], 0.0)
+    assert b"".join(pieces).endswith(b"\n")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from epp.errors import ConfigError
+from epp.telemetry.exposition import Sources, render
+from epp.telemetry.http import READERS, MetricsServer, Views
+from tests.telemetry.builders import metrics, table, ticket, zero
+
+pytestmark = pytest.mark.anyio
+
+
+class Page:
+    """A page that counts how often it is made, and can be held up between two pieces."""
+
+    def __init__(self, size: int = 10) -> None:
+        self.size = size
+        self.made = 0
+
+    def __call__(self) -> Iterator[bytes]:
+        self.made += 1
+        yield b"# first\n"
+        yield b"x" * self.size
+
+
+@asynccontextmanager
+async def serving(page: Page, *, send_timeout: float = 10.0) -> AsyncIterator[str]:
+    views = Views(page, lambda n: [{"request_id": str(i)} for i in range(n)], lambda: [{"name": "a", "waiting": None}])
+    server = MetricsServer(views, send_timeout=send_timeout)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop()
+
+
+async def test_the_page_is_served_as_prometheus_wants_it() -> None:
+    counted = metrics()
+    counted.decided(ticket())
+    views = Views(lambda: render(counted, Sources(table([]), "p", zero)), lambda n: [], list)
+    server = MetricsServer(views)
+    port = await server.start("127.0.0.1", 0)
+    # What Prometheus 3 asks for; text is what it gets.
+    accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept}) as response,
+    ):
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        text = await response.text()
+    await server.stop()
+    assert any(family.name == "llm_d_epp_request" for family in text_string_to_metric_families(text))
+
+
+async def test_readers_who_ask_at_the_same_time_share_one_page() -> None:
+    page = Page()
+    async with serving(page) as url, aiohttp.ClientSession() as client:
+
+        async def read() -> bytes:
+            async with client.get(f"{url}/metrics") as response:
+                return await response.read()
+
+        pages = await asyncio.gather(*(read() for _ in range(4)))
+        assert set(pages) == {b"# first\n" + b"x" * 10}
+        assert page.made <= 4
+        made = page.made
+        await read()
+        assert page.made == made + 1  # nobody gets an old one
+
+
+async def test_a_reader_who_goes_away_does_not_spoil_it_for_the_others() -> None:
+    page = Page(200_000)
+    async with serving(page) as url, aiohttp.ClientSession() as client:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await writer.drain()
+        writer.transport.abort()
+        async with client.get(f"{url}/metrics") as response:
+            assert len(await response.read()) == 200_008
+
+
+class DeadReader:
+    """Asks for the page, takes the first bytes of it, and no more."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+
+    async def ask(self, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self.socket, ("127.0.0.1", port))
+        await loop.sock_sendall(self.socket, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await loop.sock_recv(self.socket, 12) == b"HTTP/1.1 200"
+
+    async def take_what_is_left(self) -> int:
+        taken = 0
+        while data := await asyncio.get_running_loop().sock_recv(self.socket, 1 << 20):
+            taken += len(data)
+        return taken
+
+
+async def test_dead_readers_are_cut_off_and_no_more_than_a_few_are_served_at_once() -> None:
+    """Their pages are larger than any socket buffer, so they stay until the time is over."""
+    async with serving(Page(30_000_000), send_timeout=0.5) as url, aiohttp.ClientSession() as client:
+        dead = [DeadReader() for _ in range(READERS)]
+        for reader in dead:
+            await reader.ask(int(url.rpartition(":")[2]))
+        async with client.get(f"{url}/debug/endpoints") as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+        async with asyncio.timeout(5):
+            status = 503
+            while status == 503:
+                async with client.get(f"{url}/debug/endpoints") as response:
+                    status = response.status
+            assert status == 200
+            assert await dead[0].take_what_is_left() < 30_000_000  # it was the first to be cut off
+        for reader in dead:
+            reader.socket.close()
+
+
+async def test_debug_pages_are_json() -> None:
+    async with serving(Page()) as url, aiohttp.ClientSession() as client:
+        async with client.get(f"{url}/debug/decisions?n=2") as response:
+            assert response.content_type == "application/json"
+            assert await response.json() == [{"request_id": "0"}, {"request_id": "1"}]
+        async with client.get(f"{url}/debug/decisions") as response:
+            assert len(await response.json()) == 20
+        async with client.get(f"{url}/debug/endpoints") as response:
+            assert await response.json() == [{"name": "a", "waiting": None}]
+
+
+@pytest.mark.parametrize("n", ["0", "1001", "-1", "x", "", "1" * 5000, "%C2%B2"])
+async def test_a_number_that_is_none_is_a_bad_request_that_says_what_is_allowed(n: str) -> None:
+    async with (
+        serving(Page()) as url,
+        aiohttp.ClientSession() as client,
+        client.get(f"{url}/debug/decisions?n={n}") as response,
+    ):
+        assert response.status == 400
+        assert await response.text() == "n must be a number from 1 to 1000\n"
+
+
+async def test_a_port_that_is_taken_is_named_with_its_flag() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--metrics-port {port} cannot be bound"):
+            await MetricsServer(Views(Page(), lambda n: [], list)).start("127.0.0.1", port)

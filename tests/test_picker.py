@@ -1,0 +1,209 @@
+"""The pure whole: one request after another, with literal times."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epp import dialects
+from epp.endpoints.ejection import Ejection, EjectionParams
+from epp.endpoints.table import Endpoint
+from epp.errors import NoEndpoint
+from epp.headers import Headers
+from epp.pb import decision_pb2
+from epp.picker import Outcome, Picker, Ticket
+from epp.telemetry.views import decisions, endpoints
+from tests.contract.transport import picker_for
+from tests.watching import Watch
+
+A, B, C = "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000"
+POST: Headers = ((":method", b"POST"), (":path", b"/v1/completions"), ("x-request-id", b"r-1"))
+OK: Headers = ((":status", b"200"), ("content-type", b"application/json"))
+
+
+def decide(picker: Picker, *, headers: Headers = (), subset: tuple[str, ...] | None = None, now: float = 0.0) -> Ticket:
+    request = dialects.read(POST + headers, b'{"model":"m","prompt":"hello"}')
+    return picker.decide(request, subset, started_at=now, now=now)
+
+
+def inflight(picker: Picker) -> list[float]:
+    table = picker.table
+    return [float(count) for count in table.column("inflight", table.listed, 0.0)[0]]
+
+
+def test_the_shortest_queue_gets_the_request_and_the_count() -> None:
+    picker = picker_for((A, B, C), Watch())
+    ticket = decide(picker)
+    assert ticket.endpoint.address == A
+    assert ticket.decision.endpoints == (A, B, C)
+    assert inflight(picker) == [1, 0, 0]
+    picker.finish(ticket, Outcome.COMPLETE, now=1.0)
+    assert inflight(picker) == [0, 0, 0]
+
+
+def test_a_burst_between_two_pages_sees_itself() -> None:
+    picker = picker_for((A, B), Watch())  # pages say 0 and 100 waiting
+    tickets = [decide(picker) for _ in range(301)]
+    chosen = [ticket.endpoint.address for ticket in tickets]
+    assert chosen[:100] == [A] * 100  # until both have 100
+    assert abs(chosen.count(A) - 200) <= 1  # then they take turns
+
+
+@pytest.mark.parametrize(
+    ("subset", "first"),
+    [
+        (None, A),
+        ((B,), B),
+        (("10.0.0.2",), B),
+        ((C,), C),
+        (("fd00::3",), C),
+        (("[fd00:0:0::3]:8000",), C),
+        (("[fd00::3]",), C),
+        (("10.0.0.9:8000", B, C), B),
+    ],
+)
+def test_the_gateways_subset_limits_the_choice(subset: tuple[str, ...] | None, first: str) -> None:
+    assert decide(picker_for((A, B, C), Watch()), subset=subset).endpoint.address == first
+
+
+@pytest.mark.parametrize("subset", [(), ("10.0.0.9:8000",), ("10.0.0.1:8001",), ("localhost:8000",), ("",)])
+def test_a_subset_without_a_match_is_a_503(subset: tuple[str, ...]) -> None:
+    picker = picker_for((A, B, C), Watch())
+    with pytest.raises(NoEndpoint, match="subset"):
+        decide(picker, subset=subset)
+    assert inflight(picker) == [0, 0, 0]
+
+
+def test_an_empty_pool_is_a_503() -> None:
+    with pytest.raises(NoEndpoint, match="no endpoints"):
+        decide(picker_for((), Watch()))
+
+
+def test_the_endpoint_that_served_gets_the_count_and_those_before_it_a_failure() -> None:
+    picker = picker_for((A, B, C), Watch())
+    for _ in range(5):
+        ticket = decide(picker)
+        assert ticket.endpoint.address == A
+        picker.response_started(ticket, OK, B, now=0.0, bodies_seen=False)
+        assert inflight(picker) == [0, 1, 0]
+        picker.finish(ticket, Outcome.COMPLETE, now=0.0)
+    assert inflight(picker) == [0, 0, 0]
+    ticket = decide(picker)  # five failures in a row have ejected the first
+    assert ticket.endpoint.address == B
+    assert [exclusion.name for exclusion in ticket.decision.exclusions] == ["ejected"]
+
+
+def test_an_endpoint_outside_the_pool_that_served_changes_nothing() -> None:
+    picker = picker_for((A,), Watch())
+    ticket = decide(picker)
+    picker.response_started(ticket, OK, "192.0.2.1:80", now=0.0, bodies_seen=False)
+    assert inflight(picker) == [1]
+
+
+def test_failures_in_a_row_eject_and_the_reason_is_in_the_decision() -> None:
+    picker = picker_for((A, B), Watch())
+    for _ in range(5):
+        ticket = decide(picker)
+        picker.response_started(ticket, ((":status", b"500"),), None, now=0.0, bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=0.0)
+    assert decide(picker, now=1.0).endpoint.address == B
+    views = endpoints(picker.table, Ejection(picker.table, EjectionParams()), 1.0)
+    assert [view["ejected"] for view in views] == [False, False]  # another ejection knows nothing of this one
+
+
+def test_prefill_tokens_count_until_the_first_byte_where_bodies_are_seen() -> None:
+    picker = picker_for((A,), Watch())
+    hold = picker.table.admit(0, prefill_tokens=100.0)
+    assert picker.table.column("inflight_tokens", picker.table.listed, 0.0)[0].tolist() == [100.0]
+    picker.table.release(hold)
+    ticket = decide(picker)
+    picker.response_started(ticket, OK, None, now=0.5, bodies_seen=True)
+    picker.response_data(ticket, b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}', now=0.7)
+    assert ticket.first_byte_at == 0.7
+    assert picker.table.column("inflight_tokens", picker.table.listed, 0.0)[0].tolist() == [0.0]
+    picker.response_ended(ticket)
+    assert ticket.usage is not None
+    assert ticket.usage.usage is not None
+    assert ticket.usage.usage.prompt_tokens == 5
+
+
+def test_a_client_that_hangs_up_after_the_last_event_of_a_stream_has_its_whole_answer() -> None:
+    watch = Watch()
+    picker = picker_for((A,), watch)
+    request = dialects.read(POST, b'{"model":"m","prompt":"hello","stream":true}')
+    ticket = picker.decide(request, None, 0.0, 0.0)
+    picker.response_started(
+        ticket, ((":status", b"200"), ("content-type", b"text/event-stream")), None, 0.0, bodies_seen=True
+    )
+    picker.response_data(ticket, b"data: {}\n\ndata: [DONE]\n\n", 0.0)
+    picker.finish(ticket, Outcome.CUT, 0.0)
+    assert watch.outcomes == [Outcome.COMPLETE]
+
+
+def test_a_rewritten_model_is_spliced_into_the_body() -> None:
+    picker = picker_for((A,), Watch())
+    ticket = decide(picker, headers=(("x-llm-d-model-name-rewrite", b"other"),))
+    assert ticket.body == b'{"model":"other","prompt":"hello"}'
+    assert ticket.request.target_model == "other"
+    assert decide(picker).body is None
+
+
+def test_a_request_that_cannot_be_rewritten_is_not_counted() -> None:
+    class Breaks(Watch):
+        def decided(self, ticket: Ticket) -> None:
+            raise RuntimeError("no")
+
+    picker = picker_for((A,), Breaks())
+    with pytest.raises(RuntimeError):
+        decide(picker)
+    assert inflight(picker) == [0]
+
+
+def test_a_decision_is_rendered_as_its_record_says() -> None:
+    picker = picker_for((A, B, C), Watch())
+    decide(picker, subset=(A, B))
+    (shown,) = decisions(picker, 10, wall_offset=1_000.0)
+    record = json_format.ParseDict(json.loads(json.dumps(shown)), decision_pb2.Decision())
+    assert record.request_id == "r-1"
+    assert list(record.endpoints) == [A, B]
+    assert {c.address: c.excluded_by for c in record.candidates} == {A: "", B: "", C: "subset"}
+    (scorer,) = record.scorers
+    assert (scorer.name, list(scorer.scores)) == ("queue-scorer", [1.0, 0.0])
+
+
+def test_records_do_not_keep_bodies_alive() -> None:
+    picker = picker_for((A,), Watch())
+    decide(picker)
+    (record,) = picker.records
+    assert not hasattr(record, "request")
+    assert not hasattr(record.decision, "request")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["decide", "served", "finish", "drop", "put"]), st.integers(0, 9)), max_size=60)
+)
+def test_whatever_happens_counts_return_to_zero(steps: list[tuple[str, int]]) -> None:
+    watch = Watch()
+    picker = picker_for((A, B, C), watch)
+    running: list[Ticket] = []
+    for now, (step, n) in enumerate(steps):
+        if step == "decide" and len(picker.table):
+            running.append(decide(picker, now=float(now)))
+        elif step == "served" and running:
+            picker.response_started(running[n % len(running)], OK, (A, B, C)[n % 3], float(now), bodies_seen=False)
+        elif step == "finish" and running:
+            picker.finish(running.pop(n % len(running)), Outcome.COMPLETE, float(now))
+        elif step == "drop":
+            picker.table.drop(f"default/pod-{n % 3}")
+        elif step == "put":
+            picker.table.put(Endpoint(f"default/pod-{n % 3}", (A, B, C)[n % 3]), float(now))
+    for ticket in running:
+        picker.finish(ticket, Outcome.CUT, 100.0)
+    for n, address in enumerate((A, B, C)):
+        picker.table.put(Endpoint(f"default/pod-{n}", address), 100.0)
+    assert inflight(picker) == [0, 0, 0]
+    watch.check()
