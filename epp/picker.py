@@ -239,13 +239,14 @@ class Picker:
                 raise NoEndpoint("none of the pool's endpoints is in the subset that the gateway allows")
             exclusions.append(Exclusion("subset", candidates.slots[~allowed]))
             candidates = candidates.keep(allowed)
-        for name, mask in (
-            ("ejected", ~self._ejection.out(candidates.slots, now)),
-            ("slow-start", slow_start(candidates, self._options.slow_start)),
-        ):
-            if not mask.all():
-                exclusions.append(Exclusion(name, candidates.slots[~mask]))
-                candidates = candidates.keep(mask)
+        out = self._ejection.out(candidates.slots, now)
+        if out.any():
+            exclusions.append(Exclusion("ejected", candidates.slots[out]))
+            candidates = candidates.keep(~out)
+        warm = slow_start(candidates, self._options.slow_start)
+        if not warm.all():
+            exclusions.append(Exclusion("slow-start", candidates.slots[~warm]))
+            candidates = candidates.keep(warm)
         return candidates, exclusions
 
     def _move(self, ticket: Ticket, served: str, now: float) -> None:

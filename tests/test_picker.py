@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from epp import dialects
 from epp.endpoints.ejection import Ejection, EjectionParams
-from epp.endpoints.table import Endpoint
+from epp.endpoints.table import Endpoint, Page
 from epp.errors import NoEndpoint
 from epp.headers import Headers
 from epp.pb import decision_pb2
@@ -113,6 +113,20 @@ def test_failures_in_a_row_eject_and_the_reason_is_in_the_decision() -> None:
     assert decide(picker, now=1.0).endpoint.address == B
     views = endpoints(picker.table, Ejection(picker.table, EjectionParams()), 1.0)
     assert [view["ejected"] for view in views] == [False, False]  # another ejection knows nothing of this one
+
+
+def test_guards_add_up() -> None:
+    picker = picker_for((A, B, C), Watch())
+    for _ in range(5):  # A is ejected at 100.0
+        ticket = decide(picker, now=100.0)
+        picker.response_started(ticket, ((":status", b"502"),), None, now=100.0, bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=100.0)
+    new = picker.table.put(Endpoint("default/new", "10.0.0.4:8000"), now=100.0)
+    picker.table.page_told(new, picker.table.generation(new), Page(waiting=0.0), now=100.0)
+    assert decide(picker, subset=(A, B, "10.0.0.4"), now=101.0).endpoint.address == "10.0.0.4:8000"
+    ticket = decide(picker, subset=(A, B, "10.0.0.4"), now=101.0)  # one is what a new endpoint gets at first
+    assert ticket.endpoint.address == B
+    assert [exclusion.name for exclusion in ticket.decision.exclusions] == ["subset", "ejected", "slow-start"]
 
 
 def test_prefill_tokens_count_until_the_first_byte_where_bodies_are_seen() -> None:

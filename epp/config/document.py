@@ -144,7 +144,7 @@ class Document:
 
     def _not_yaml(self, error: yaml.YAMLError) -> None:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
         self.errors.append(ConfigError(f"not YAML: {problem}", file=self.file, line=line, column=column))
 

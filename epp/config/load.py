@@ -54,7 +54,7 @@ def load_file(path: str | Path, plugins: Catalogue | None = None) -> Config:
         ConfigError: it cannot be read; or as `load`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", file=str(path)) from error
     return load(text, str(path), plugins)
@@ -282,10 +282,12 @@ class _Reading:
         return plugin is not None and PREFIX_MATCH in plugin.needs
 
     def _default(self, name: str) -> str:
-        """Declare a plugin under its own type with its defaults, unless the file has one of that name."""
-        if name not in self.declared:
-            plugin = self.plugins[name]
-            self.declared[name] = Declared(name, name, plugin.params(), plugin)
+        """Declare a plugin under its own type with its defaults, unless the file has done so."""
+        plugin = self.plugins[name]
+        declared = self.declared.setdefault(name, Declared(name, name, plugin.params(), plugin))
+        if declared.type != name:
+            message = f"{name} is the name of a plugin that is added by default: give this {declared.type} another"
+            self.document.errors.append(declared.place.error(message))
         return name
 
     def _unused(self, used: Collection[str], discovery: FileDiscovery | None) -> None:

@@ -235,7 +235,10 @@ async def running(config: Bootstrap, folder: Path, *, concurrency: int = 1) -> A
         async def listening() -> bool:
             if not page.exists() or not page.read_text():
                 return False
-            return "workers_started: 1" in await _get(session, page.read_text(), "/stats?filter=workers_started")
+            try:
+                return "workers_started: 1" in await _get(session, page.read_text(), "/stats?filter=workers_started")
+            except aiohttp.ClientError:  # it is ending; its exit code will say so
+                return False
 
         await process.until(listening, "listener")
         yield Envoy(process, page.read_text(), await _ports(session, page.read_text()))

@@ -3,8 +3,8 @@
 Every top-level `model` is replaced: where a client sent two, decoders keep the last, but a proxy on the way may not.
 Rejected: decoding and encoding again (the Go picker: keys sorted, integers above 2**53 rounded, text escaped anew, so
 that a tool's schema renders differently and misses the engine's prefix cache); searching for `"model":"x"` as text
-(alters what users wrote); a scanner of our own over brackets and strings (100 ns for each of them, msgspec 20 times
-less).
+(alters what users wrote); a scanner of our own over brackets and strings (33 ms for a chat of 1 MB in 25,000 short
+messages, this takes 2.5 ms).
 """
 
 from __future__ import annotations

@@ -149,8 +149,7 @@ class _Events:
             self._hold(data[cut:])
 
     def end(self) -> None:
-        if not self._skipping:
-            self._read([bytes(self._tail)])
+        self._read([bytes(self._tail)])
         self._tail.clear()
 
     def _hold(self, data: bytes) -> None:

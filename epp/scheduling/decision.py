@@ -43,9 +43,9 @@ class Decision(msgspec.Struct, eq=False, kw_only=True):
     raw: Floats
     """Shape (S, N), 0..1: what each scorer said; 0 where its vote was lost."""
     unknown: Bools
-    """Shape (N,): a signal that a scorer needs was not known, so the total was capped."""
+    """Shape (N,): a signal that a scorer needs was not known."""
     totals: Floats
-    """Shape (N,): the weighted sum, capped where unknown."""
+    """Shape (N,): the weighted sum, capped where there was no fresh page."""
     order: Slots
     """Shape (N,): slots, best first."""
     endpoints: tuple[str, ...]

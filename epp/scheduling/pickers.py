@@ -17,6 +17,7 @@ from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Floats
 from epp.scheduling.plugin import Order, PickerParams, Totals, picker
 
+
 @picker("max-score-picker", params=PickerParams)
 def max_score(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
     """The highest total first; equals in random order."""

@@ -5,9 +5,10 @@ Rules here:
 - Filters run in order and each sees what the one before left; scores are clamped to 0..1, weighted and summed.
 - A plugin that raises or returns nonsense loses its part in this one decision and is named in it; it never loses the
   request. A filter then lets everybody through; a picker is replaced by the highest total.
-- What is unknown never wins: an endpoint with an unknown signal, among those that the scorers need, totals at most
-  the mean of the endpoints that are fully known. A server whose page hangs or never was good so gets no more than
-  its share, however good its last value was; when all the known ones tie, it may tie with them, and no more.
+- What is unknown never wins: an endpoint without a fresh page totals at most the mean of those that have one. A server
+  whose page hangs or never was good so gets no more than its share, however good its last value was or its prefixes
+  are; when all the known ones tie, it may tie with them, and no more. A fresh page that lacks one gauge (Triton tells
+  no KV usage) is no such case: there the scorer gives at most the mean of what it gives the others.
 - Sums are taken row by row, never as a matrix product, whose rounding differs between columns: equal scores must
   stay equal, or ties are not spread.
 Source: llm-d router, scheduling engine; the rule for the unknown is ours.
@@ -67,7 +68,9 @@ class Profile:
         left, excluded = self._filtered(request, candidates, exclusions, failures)
         raw = self._scored(request, left, failures)
         unknown = self._unknown(left)
-        totals = capped(np.add.reduce(raw * self._weights), unknown)
+        totals = np.add.reduce(raw * self._weights)
+        if unknown.any():
+            totals = capped(totals, ~left.fresh())
         order = left.slots[self._ordered(request, left, totals, rng, failures)]
         decision = Decision(
             profile=self.name,

@@ -2,7 +2,7 @@
 
 Rules here:
 - The formulas and parameters are the reference's; `unknown` is ours: a value that was never told, or is too old,
-  scores neutral, neither sought nor avoided.
+  scores neutral, neither sought nor avoided, and never better than the known ones do on average.
 - Every function works on whole columns: nothing loops over endpoints.
 Source: llm-d router, scheduling scorers.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from epp.dialects.request import Request
-from epp.endpoints.table import Candidates, Floats
+from epp.endpoints.table import Bools, Candidates, Floats
 from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Context, Params, Scores, scorer
 
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -24,7 +24,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 class LoadParams(Params, frozen=True):
     unknown: Share = 0.5
-    """Score of an endpoint whose value is not known or too old; 0.5: neither sought nor avoided."""
+    """Score of an endpoint whose value is not known or too old, but at most the mean of the known ones' scores; 0.5:
+    neither sought nor avoided."""
 
 
 @scorer("queue-scorer", params=LoadParams, needs=("waiting",))
@@ -52,7 +53,7 @@ def kv_cache(request: Request, candidates: Candidates, params: LoadParams) -> Sc
     Score: 1 - share of the cache in use.
     """
     usage, known = candidates.column("kv_usage")
-    return np.where(known, 1.0 - usage, params.unknown)
+    return with_unknown(1.0 - usage, known, params.unknown)
 
 
 class ActiveRequestParams(Params, frozen=True):
@@ -173,6 +174,12 @@ def lowest_first(values: Floats, unknown: float) -> Scores:
     """
     known = ~np.isnan(values)
     highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)
-    if highest > lowest:
-        return np.where(known, (highest - values) / (highest - lowest), unknown)
-    return np.where(known, 1.0, unknown)
+    scores = (highest - values) / (highest - lowest) if highest > lowest else np.ones(len(values))
+    return with_unknown(scores, known, unknown)
+
+
+def with_unknown(scores: Scores, known: Bools, unknown: float) -> Scores:
+    """Scores of the known, and for the rest `unknown`, but at most the mean of the known."""
+    if known.all():
+        return scores
+    return np.where(known, scores, min(unknown, float(scores[known].mean())) if known.any() else unknown)

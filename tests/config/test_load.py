@@ -213,6 +213,11 @@ def test_json_is_read_too() -> None:
             HEAD + "plugins: [{type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: gone}}]",
             "3:11: plugins[0]: prefixMatchInfoProducerName: no producer is named gone (there are: none)",
         ),
+        (
+            HEAD + "plugins: [{type: queue-scorer, name: max-score-picker}]",
+            "3:11: plugins[0]: max-score-picker is the name of a plugin that is added by default",
+        ),
+        ("a: \0", " not YAML: special characters are not allowed"),
         ("a: [1", "1:6: not YAML: expected ',' or ']', but got '<stream end>'"),
         ("a: 1\n---\nb: 2", "2:1: not YAML: but found another document"),
         (
@@ -284,6 +289,8 @@ schedulingProfiles:
 def test_a_file_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read: .*No such file"):
         load_file(tmp_path / "gone.yaml")
+    (tmp_path / "windows.yaml").write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode())
+    assert entries(load_file(tmp_path / "windows.yaml")) == DEFAULT
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     with pytest.raises(ConfigError, match=r"latin\.yaml: cannot be read: .*utf-8"):
         load_file(tmp_path / "latin.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 from contextlib import suppress
 
@@ -70,8 +71,19 @@ def test_a_body_over_the_limit_is_refused_however_small_it_came(coding: str) -> 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
 def test_a_bomb_costs_what_the_limit_allows(coding: str) -> None:
     bomb = encoding.pack(b" " * (64 << 20), coding)
-    with pytest.raises(TooLarge):
-        send(coding, bomb, limit=1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge):
+            send(coding, bomb, limit=1000)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_body_whose_check_sum_did_not_arrive_is_cut_off(coding: str) -> None:
+    with pytest.raises(BadRequest, match=f"{coding} request body is cut off"):
+        send(coding, WRITTEN[coding][:-1])
 
 
 def test_a_zstd_window_beyond_what_http_allows_is_refused() -> None:

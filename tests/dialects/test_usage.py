@@ -254,3 +254,11 @@ def test_a_line_beyond_the_limit_is_skipped_however_it_comes(size: int, more: in
     body = line + b'\r\n\r\ndata: {"usage":{"completion_tokens":5}}\n\n'
     reader = feed(chat(stream=True), STREAM, *(body[at : at + size] for at in range(0, len(body), size)))
     assert reader.usage == Usage(9 if seen else None, 5, None)
+
+
+def test_the_rest_of_a_skipped_line_is_not_taken_for_a_line() -> None:
+    event = b'data: {"usage":{"prompt_tokens":9}}'
+    reader = feed(chat(stream=True), STREAM, b"x" * (usage.MAX_LINE + 1), event + b"\n", b'data: {"x":"usage"}\n')
+    assert reader.usage is None
+    assert feed(chat(stream=True), STREAM, b"x" * (usage.MAX_LINE + 1), event).usage is None
+    assert feed(chat(stream=True), STREAM, b"x" * (usage.MAX_LINE + 1), b"\n" + event).usage == Usage(9)

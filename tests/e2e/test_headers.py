@@ -74,16 +74,18 @@ async def test_full_duplex_sends_chunks(site: Site) -> None:
 
 @both
 async def test_a_renamed_model_arrives_with_the_right_length(site: Site, gateway: str) -> None:
-    raw = post(PATH, b'{"messages": "hi", "model" : "m", "n":1}', "x-llm-d-model-name-rewrite: longer-name")
+    raw = post("/v1/completions", b'{"prompt": "p", "model" : "m", "n":1}', "x-llm-d-model-name-rewrite: longer-name")
     assert (await site.send(gateway, raw)).status == 200
-    assert site.seen[0].body == b'{"messages": [], "model" : "longer-name", "n":1}'
-    assert site.seen[0].all("content-length") == ([b"48"] if gateway == "buffered" else [])
+    assert site.seen[0].body == b'{"prompt": "p", "model" : "longer-name", "n":1}'
+    assert site.seen[0].all("content-length") == ([b"47"] if gateway == "buffered" else [])
 
 
 async def test_a_renamed_model_in_chunks_arrives_buffered(site: Site) -> None:
-    raw = chunked(PATH, [b'{"messages": [], "model"', b' : "m"}'], "x-llm-d-model-name-rewrite: longer-name")
+    raw = chunked(
+        "/v1/completions", [b'{"prompt": "p", "model"', b' : "m"}'], "x-llm-d-model-name-rewrite: longer-name"
+    )
     assert (await site.send("buffered", raw)).status == 200
-    assert site.seen[0].body == b'{"messages": [], "model" : "longer-name"}'
+    assert site.seen[0].body == b'{"prompt": "p", "model" : "longer-name"}'
 
 
 @both

@@ -71,4 +71,4 @@ async def test_refusals_are_not_in_flight_and_are_counted(site: Site) -> None:
 
 
 async def refusals(site: Site) -> float:
-    return sum((await site.picker.metric("epp_refusals_total")).values())
+    return sum((await site.picker.metric("epp_refusals_total", "reason")).values())

@@ -138,4 +138,4 @@ def chain(branch: list[int]) -> list[int]:
 
 
 TestAgainstSets = AgainstSets.TestCase
-TestAgainstSets.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAgainstSets.settings = settings(max_examples=60, stateful_step_count=40)

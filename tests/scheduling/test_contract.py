@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.dialects.request import Request
@@ -50,7 +50,6 @@ def told(pages: list[Page | None], ages: list[float], inflight: list[int]) -> Ca
 
 
 @pytest.mark.parametrize("plugin", SCORERS, ids=lambda plugin: plugin.name)
-@settings(deadline=None)
 @given(
     facts=st.lists(st.tuples(pages, st.floats(0, 4), st.integers(0, 5)), min_size=1, max_size=9),
     model=st.sampled_from(["a", "base"]),
@@ -80,7 +79,6 @@ def test_every_scorer_keeps_the_contract(
 
 
 @pytest.mark.parametrize("plugin", PICKERS, ids=lambda plugin: plugin.name)
-@settings(deadline=None)
 @given(totals=st.lists(st.floats(0, 10), min_size=1, max_size=9), seed=st.integers(0, 99))
 def test_every_picker_returns_a_whole_order_and_changes_no_total(
     plugin: Plugin[Instance], totals: list[float], seed: int

@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from epp.endpoints.table import Page
@@ -79,7 +79,6 @@ def test_totals_of_zero_are_as_good_as_any_and_come_last() -> None:
 
 
 @pytest.mark.parametrize("plugin", [max_score, at_random, weighted_random])
-@settings(deadline=None)
 @given(totals=st.lists(st.floats(0, 100), min_size=1, max_size=40), seed=st.integers(0, 2**32))
 def test_any_totals_give_an_order_and_the_same_seed_gives_it_again(
     plugin: Plugin[Picker], totals: list[float], seed: int

@@ -164,11 +164,11 @@ def test_a_server_that_never_answered_does_not_win_though_it_holds_the_prefix() 
     assert decision.first == 2
 
 
-def test_one_unknown_signal_of_several_is_enough() -> None:
+def test_a_gauge_that_a_fresh_page_lacks_is_average_and_caps_nothing() -> None:
     pages = [Page(waiting=0), Page(waiting=1, kv_usage=0.9)]
     decision = scheduler(profile((made(queue), 2.0), (made(kv_cache), 1.0))).schedule(ask(), pool(*pages))
     assert decision.unknown.tolist() == [True, False]
-    assert decision.totals == pytest.approx([0.1, 0.1])  # 2 + 0.5, capped at 0 + 0.1
+    assert decision.totals == pytest.approx([2.1, 0.1])  # KV use: 0.1 as the other one, rather than 0.5
 
 
 def test_a_signal_that_no_scorer_needs_may_be_unknown() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from epp.errors import ConfigError
 from epp.sim import text
-from epp.sim.serve import serve_model
+from epp.sim.serve import run_model_servers, serve_model
 from tests.sim.serving import CHAT, client_of, datas, events, metrics, post, profile, recorded, server, shape, stream
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +99,9 @@ async def test_model_list_is_vllms() -> None:
 
 async def test_a_prompt_seen_before_is_cached_but_for_its_last_block() -> None:
     async with server() as served, client_of(served) as client:
-        asked = [await post(client, "/v1/chat/completions", {**CHAT, "model": model}) for model in ("tiny", "tiny", "a")]
+        asked = [
+            await post(client, "/v1/chat/completions", {**CHAT, "model": model}) for model in ("tiny", "tiny", "a")
+        ]
         salted = await post(client, "/v1/chat/completions", {**CHAT, "cache_salt": "mine"})
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for _, answer in [*asked, salted]]
     assert cached == [0, 48, 0, 0]  # 57 tokens: 3 full blocks of 16; another adapter and another salt find nothing
@@ -211,27 +213,98 @@ async def test_address_of_ipv6_is_in_brackets() -> None:
 
 
 async def test_metrics_page_tells_what_runs_and_waits() -> None:
-    async with server(ENDLESS) as served, client_of(served) as client, asyncio.TaskGroup() as tasks:
-        for model in ("a", "a", "b", "tiny"):
-            async with client.post("/v1/chat/completions", json={**CHAT, "model": model, "stream": True}) as response:
-                tasks.create_task(asyncio.sleep(0))
-                assert response.status == 200
-                break
-        asked = [
-            await tasks.create_task(_begin(client, model)) for model in ("a", "a", "b")
-        ]
+    async with server(ENDLESS) as served, client_of(served) as client:
+        first = await begin(client, "a")
+        await until_running(client, 1)
+        others = [await begin(client, model) for model in ("b", "a")]  # no step admits them for an hour
         page = await metrics(client)
-        for response in asked:
+        assert (page["vllm:num_requests_running"][()], page["vllm:num_requests_waiting"][()]) == (1, 2)
+        assert page["vllm:kv_cache_usage_perc"][()] == 4 / 64  # 57 tokens in blocks of 16
+        states = page["vllm:lora_requests_info"]
+        assert max(states, key=lambda state: states[state]) == ("1", "a", "a,b")  # max_lora, running, waiting
+        assert page["vllm:cache_config_info"] == {("16", "auto", "True", "0.9", "1024", "64"): 1.0}
+        for response in (first, *others):
             response.close()
-    assert page["vllm:num_requests_running"][()] >= 1
+        await until_running(client, 0)
 
 
-async def _begin(client: aiohttp.ClientSession, model: str) -> aiohttp.ClientResponse:
+async def test_metrics_page_counts_what_was_done() -> None:
+    async with server() as served, client_of(served) as client:
+        for _ in range(2):
+            await post(client, "/v1/chat/completions", CHAT)
+        await post(client, "/v1/chat/completions", {"model": "tiny", "messages": CHAT["messages"]})
+        page = await metrics(client)
+    assert page["vllm:prefix_cache_queries_total"][()] == 3 * 57
+    assert page["vllm:prefix_cache_hits_total"][()] == 2 * 48
+    assert page["vllm:prompt_tokens_total"][()] == 3 * 57
+    assert page["vllm:generation_tokens_total"][()] == 4 + 4 + 64
+    finished = page["vllm:request_success_total"]
+    assert finished == {("length",): 2.0, ("stop",): 1.0, ("abort",): 0.0, ("error",): 0.0}
+    assert page["vllm:time_to_first_token_seconds_count"][()] == 3
+    assert page["vllm:time_to_first_token_seconds_bucket"][("+Inf",)] == 3
+    assert page["vllm:num_preemptions_total"][()] == 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_aborts_its_request(streamed: bool) -> None:
+    async with server(ENDLESS) as served, client_of(served) as client:
+        asking = asyncio.create_task(post(client, "/v1/chat/completions", {**CHAT, "stream": streamed}))
+        await until_running(client, 1)
+        asking.cancel()
+        await until_running(client, 0)
+        assert (await metrics(client))["vllm:request_success_total"][("abort",)] == 1
+        assert len(served.driver.engine) == 0
+
+
+async def test_a_server_that_dies_cuts_its_streams() -> None:
+    async with aiohttp.ClientSession() as client:
+        async with server(ENDLESS) as served:
+            response = await client.post(f"http://{served.address}/v1/chat/completions", json={**CHAT, "stream": True})
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await client.get(f"http://{served.address}/health")
+
+
+async def test_a_taken_port_is_named() -> None:
+    async with server() as served:
+        port = int(served.address.rpartition(":")[2])
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1 port {port}: .*choose another port"):
+            async with serve_model("127.0.0.1", port, profile(), served_model="tiny"):
+                pass
+
+
+async def test_the_command_names_the_port_that_is_taken_though_others_are_served() -> None:
+    async with server() as served:
+        port = int(served.address.rpartition(":")[2])
+        with pytest.raises(ConfigError, match="choose another port"):
+            await run_model_servers("127.0.0.1", port - 1, 2, "demo", "tiny", (), "", 0)
+
+
+async def test_the_command_says_where_it_serves_and_ends_on_sigterm() -> None:
+    command = ("-m", "epp", "model-server", "--port", "0", "--count", "2", "--engine", "demo", "--model", "tiny")
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        addresses = json.loads(await process.stdout.readline())["addresses"]
+        assert len(set(addresses)) == 2
+        for address in addresses:
+            async with aiohttp.ClientSession() as client:
+                _, answer = await post(client, f"http://{address}/v1/completions", {"prompt": "x", "max_tokens": 1})
+            assert answer["choices"][0]["text"] == "the "
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def begin(client: aiohttp.ClientSession, model: str) -> aiohttp.ClientResponse:
+    """A streamed answer whose first token does not come."""
     return await client.post("/v1/chat/completions", json={**CHAT, "model": model, "stream": True})
 
 
-async def _running(client: aiohttp.ClientSession, running: int) -> None:
-    """Wait, at most 5 seconds, until so many requests run."""
+async def until_running(client: aiohttp.ClientSession, running: int) -> None:
+    """Wait, at most 5 seconds, until so many requests run and none waits."""
     async with asyncio.timeout(5):
-        while (await metrics(client))["vllm:num_requests_running"][()] != running:
-            await asyncio.sleep(0)
+        while True:
+            page = await metrics(client)
+            if (page["vllm:num_requests_running"][()], page["vllm:num_requests_waiting"][()]) == (running, 0):
+                return

@@ -13,6 +13,7 @@ import msgspec
 
 from epp.errors import Refusal
 from epp.sim import text
+from epp.sim.serve.asks import InvalidBody, UnknownModel
 
 FINGERPRINT: Final = "vllm-0.32.0-simulated"
 DONE: Final = b"data: [DONE]\n\n"
@@ -73,7 +74,8 @@ class ChatAnswer:
         message = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
         said = {"role": "assistant", "content": text.words(0, usage.completion), **message}
         choice = {"index": 0, "message": said, "logprobs": None, "finish_reason": self._finish, **_CHOICE_REST}
-        return _whole(self._id, "chat.completion", self._created, self._model, choice, usage)
+        rest = {"prompt_logprobs": None, "prompt_token_ids": None}
+        return _whole(self._id, "chat.completion", self._created, self._model, choice, usage, **rest)
 
     def opening(self, usage: Usage) -> bytes:
         choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
@@ -158,9 +160,13 @@ def anthropic_error(status: int, message: str, kind: str, param: str | None) -> 
 
 def error_kind(refusal: Refusal) -> tuple[str, str | None]:
     """vLLM's `type` and `param`."""
-    param = getattr(refusal, "param", None)
-    kinds = {400: "BadRequestError", 404: "NotFoundError"}
-    return ("Bad Request" if param else kinds.get(refusal.status, "InternalServerError")), param
+    match refusal:
+        case UnknownModel():
+            return "NotFoundError", "model"
+        case InvalidBody():
+            return "Bad Request", refusal.param
+        case _:
+            return "BadRequestError", None
 
 
 def model_list(model: str, adapters: tuple[str, ...], created: int, max_model_len: int) -> bytes:
@@ -175,12 +181,11 @@ def _model_card(name: str, parent: str | None, created: int, max_model_len: int 
     return {**head, "max_model_len": max_model_len, "permission": []}
 
 
-def _whole(key: str, kind: str, created: int, model: str, choice: dict[str, Any], usage: Usage) -> bytes:
+def _whole(key: str, kind: str, created: int, model: str, choice: dict[str, Any], usage: Usage, **rest: None) -> bytes:
     details = {"cached_tokens": usage.cached, "created_cache_tokens": None, "multimodal_tokens": None}
     counted = {**_totals(usage), "prompt_tokens_details": details, "completion_tokens_details": None}
     head = {"id": key, "object": kind, "created": created, "model": model, "choices": [choice], "service_tier": None}
-    rest = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "kv_transfer_params"))
-    return encode({**head, "system_fingerprint": FINGERPRINT, "usage": counted, **rest})
+    return encode({**head, "system_fingerprint": FINGERPRINT, "usage": counted, **rest, "kv_transfer_params": None})
 
 
 def _totals(usage: Usage) -> dict[str, int]:

@@ -37,6 +37,8 @@ from epp.sim.serve.page import Page
 from epp.sim.vllm import Engine, EngineRequest
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+AT_ONCE: Final = 0.001
+"""Seconds that aiohttp gives handlers to finish; 0 would be for ever."""
 
 Said = Callable[[int, str, str, str | None], bytes]
 
@@ -207,7 +209,7 @@ async def serve_model(
         ConfigError: the port is taken, or the address is not one of this machine.
     """
     server = ModelServer(profile, served_model, adapters, faults or Faults(), seed)
-    runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0)
+    runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port)
@@ -216,9 +218,11 @@ async def serve_model(
         except OSError as error:
             raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; choose another port") from error
         server.address = address_text(*runner.addresses[0][:2])
-        async with asyncio.TaskGroup() as tasks:
-            driving = tasks.create_task(server.driver.run())
+        driving = asyncio.create_task(server.driver.run())
+        driving.add_done_callback(_tell)
+        try:
             yield server
+        finally:
             driving.cancel()
     finally:
         await runner.cleanup()
@@ -257,6 +261,13 @@ async def run_model_servers(
         print(json.dumps({"addresses": addresses}), flush=True)
         await stopped.wait()
     return 0
+
+
+def _tell(driving: asyncio.Task[None]) -> None:
+    """An engine that breaks is a mistake of ours: requests to it would hang without a word."""
+    if not driving.cancelled() and (error := driving.exception()) is not None:
+        message = "the engine of a simulated server broke; its requests will hang"
+        driving.get_loop().call_exception_handler({"message": message, "exception": error, "task": driving})
 
 
 def _usage(stream: Stream) -> Usage:

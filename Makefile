@@ -1,0 +1,52 @@
+# What there is to do here. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: setup demo test test-slow check fix bench docs protos lock
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/epp demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# A minute of everything that breaks under load or with time; EPP_REQUIRE_ALL=1 makes a skip a failure.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: setup docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy epp tests bench scripts
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m scripts.protos --check
+	$(BIN)/python -m scripts.lock --check
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m bench.request $(ARGS)
+
+docs: setup
+	$(BIN)/python -m scripts.links
+
+protos: setup
+	$(BIN)/python -m scripts.protos
+
+# Take the newest versions that pyproject.toml allows.
+lock: setup
+	$(PIP) install --upgrade pip
+	$(PIP) install --upgrade -e '.[demo]' --group dev
+	$(BIN)/python -m scripts.lock
