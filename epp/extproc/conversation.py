@@ -46,6 +46,7 @@ class Conversation:
 
     def __init__(self, picker: Picker, limits: Limits, connection: Connection, now: float) -> None:
         self._picker = picker
+        self._limits = limits
         self._connection = connection
         self._codec = Codec()
         self._exchange = Exchange(limits)
@@ -107,7 +108,7 @@ class Conversation:
 
     def _decide(self, ask: AskDecision, now: float) -> Decided | Refused:
         try:
-            self._request = request = dialects.read(ask.headers, ask.body)
+            self._request = request = dialects.read(ask.headers, ask.body, limit=self._limits.max_body)
             self._ticket = ticket = self._picker.decide(request, ask.subset, self._started_at, now)
             return Decided(ticket.decision.endpoints, (), ticket.body, self._picker.scores(ticket))
         except Refusal as refusal:

@@ -105,14 +105,14 @@ async def test_refusals_and_faults_are_told_apart() -> None:
     ],
 )
 async def test_an_answer_that_ends_early_is_an_error_of_its_kind(answer: bytes, kind: str) -> None:
-    async with one_answer(answer) as url:
+    async with one_answer(answer) as (url, _):
         assert await errors(url) == [kind]
 
 
 async def test_the_tenant_is_named_to_the_picker() -> None:
-    async with one_answer(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as url:
+    async with one_answer(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n") as (url, asked):
         await errors(url)
-    assert b"\r\nx-llm-d-inference-fairness-id: team\r\n" in one_answer_asked[-1]
+    assert b"\r\nx-llm-d-inference-fairness-id: team\r\n" in asked[0]
 
 
 async def test_two_loads_with_one_start_run_side_by_side() -> None:
@@ -148,19 +148,17 @@ async def errors(url: str, *, model: str = "tiny", answer_within: float = 5.0) -
     return [result.error for result in load.results]
 
 
-one_answer_asked: list[bytes] = []
-
-
 @asynccontextmanager
-async def one_answer(answer: bytes) -> AsyncIterator[str]:
-    """A server that says this to everyone and closes."""
+async def one_answer(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that says this to everyone and closes; its URL, and the heads of what it was asked."""
+    asked: list[bytes] = []
 
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        one_answer_asked.append(await reader.readuntil(b"\r\n\r\n"))
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(answer)
         await writer.drain()
         writer.close()
 
     listening = await asyncio.start_server(say, "127.0.0.1", 0)
     async with listening:
-        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked

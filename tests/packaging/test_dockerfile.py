@@ -59,6 +59,15 @@ def test_the_steps_of_the_dockerfile_end_in_a_picker_that_starts(tmp_path: Path)
     )
     assert started.returncode == 0, started.stderr
     assert "--grpc-port" in started.stdout
+    where = subprocess.run(
+        ["python", "-c", "import epp; print(epp.__file__)"],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(tmp_path), "it is the wheel that starts, not the checkout"
     wrong = subprocess.run(
         [*final.entrypoint, "--no-such-flag"], cwd=elsewhere, env=environment, capture_output=True, check=False
     )
@@ -109,6 +118,6 @@ def _run(line: str, stage: Stage, image: Path) -> None:
 
 
 def _lend_packages(venv: Path) -> None:
-    """Let the environment see the packages that are installed here; its own come first."""
+    """Let the environment see the packages that are installed here, before its own old setuptools."""
     for folder in venv.glob("lib/python*/site-packages"):
-        (folder / "lent.pth").write_text("\n".join(site.getsitepackages()))
+        (folder / "lent.pth").write_text(f"import sys; sys.path[0:0] = {site.getsitepackages()!r}\n")

@@ -1,0 +1,35 @@
+"""The lists in .importlinter name every module that they should."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def listed(contract: str, key: str) -> set[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / ".importlinter")
+    return set(parser[f"importlinter:contract:{contract}"][key].split())
+
+
+@pytest.mark.parametrize(("room", "edge", "beside"), [("extproc", "transport", "transport"), ("sim", "serve", "serve")])
+def test_every_module_of_a_room_with_one_edge_is_listed_as_pure(room: str, edge: str, beside: str) -> None:
+    modules = {
+        f"epp.{room}.{path.stem}"
+        for path in (ROOT / "epp" / room).iterdir()
+        if path.name not in (edge, "__init__.py", "__pycache__") and (path.suffix == ".py" or path.is_dir())
+        if path.suffix != ".yaml" and not (path.is_dir() and not (path / "__init__.py").exists())
+    }
+    assert modules <= listed("pure", "source_modules")
+    assert modules == listed(beside, "source_modules")
+
+
+def test_no_contract_names_a_module_that_is_gone() -> None:
+    for contract in ("pure", "transport", "serve"):
+        for module in listed(contract, "source_modules"):
+            path = ROOT.joinpath(*module.split("."))
+            assert path.with_suffix(".py").exists() or path.is_dir(), module
