@@ -135,7 +135,7 @@ def request(prompt: bytes, *, stream: bool) -> bytes:
 async def answer(reader: asyncio.StreamReader) -> None:
     """Read one answer to its end."""
     head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
+    assert head.startswith(b"HTTP/1.1 200"), head + await reader.read(1 << 16)
     if b"transfer-encoding: chunked" in head:
         while (size := int(await reader.readline(), 16)) > 0:
             await reader.readexactly(size + 2)

@@ -11,6 +11,7 @@ import asyncio
 import sys
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -39,8 +40,7 @@ class Server(asyncio.Protocol):
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting it
 
     def data_received(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data

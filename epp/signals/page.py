@@ -157,7 +157,7 @@ class Families(dict[bytes, list[bytes]]):
         page, begin = self._page, self._at
         at = _find(page, family, begin, len(page))
         if at < 0 and begin:
-            at = _find(page, family, 0, begin + len(family))
+            at = _find(page, family, 0, begin)
         lines = self[family] = []
         while at >= 0:
             end = page.find(b"\n", at)

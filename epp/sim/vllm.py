@@ -328,7 +328,7 @@ class Engine:
 
     def _name_last(self, sequence: _Sequence, tokens: int) -> None:
         """With this many tokens the last full block of one that decodes is full, and can be found."""
-        last = tokens // self.profile.block_size
+        last = tokens // self.profile.block_size - 1
         self.blocks.name(sequence.held, last, sequence.request.keys[last : last + 1])
 
     def _preempt_last(self) -> None:

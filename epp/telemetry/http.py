@@ -86,8 +86,7 @@ class MetricsServer:
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         if self._rendering is None or self._rendering.done():
             self._rendering = asyncio.create_task(_in_pieces(self._views.metrics()))
-        page = await asyncio.shield(self._rendering)  # a reader that goes away must not end it for the others
-        return await self._send(request, page, CONTENT_TYPE)
+        return await self._send(request, await self._rendering, CONTENT_TYPE)
 
     async def _decisions(self, request: web.Request) -> web.StreamResponse:
         text = request.query.get("n", str(DECISIONS))

@@ -61,7 +61,12 @@ class Picker:
 
 @contextlib.asynccontextmanager
 async def picker(
-    folder: Path, name: str, endpoints: Iterable[str], *flags: str, scorers: Mapping[str, float] = QUEUE_ALONE
+    folder: Path,
+    name: str,
+    endpoints: Iterable[str],
+    *flags: str,
+    scorers: Mapping[str, float] = QUEUE_ALONE,
+    drain: str = "100ms",
 ) -> AsyncIterator[Picker]:
     """Run `epp serve` over these endpoints, named e0, e1 and so on; `folder/name.endpoints.yaml` lists them."""
     listing, config = folder / f"{name}.endpoints.yaml", folder / f"{name}.yaml"
@@ -71,6 +76,7 @@ async def picker(
     options = ("--grpc-port", "--grpc-health-port", "--metrics-port")
     chosen = [f"{option}={port}" for option, port in zip(options, ports, strict=True)]
     command = (sys.executable, "-m", "epp", "serve", "--pool-name=pool", f"--config-file={config}", *chosen, *flags)
+    command = (*command, f"--drain-timeout={drain}")
     async with child(name, *command, folder=folder) as process:
         running = Picker(process, *ports)
 

@@ -98,9 +98,9 @@ async def site_started(site: Site) -> None:
 
 @pytest.mark.parametrize("gateway", COUNTED)
 async def test_requests_are_in_flight_until_their_answer_ends(site: Site, gateway: str) -> None:
+    await site.prefer(site.a)
     end = asyncio.Event()
     site.a.answer = site.b.answer = lambda seen: Answer(steps=(b"first", end, b"second"))
-    await site.prefer(site.a)
     async with asyncio.timeout(10):
         tasks = [asyncio.create_task(site.send(gateway, post(PATH, chat()))) for _ in range(3)]
         await until(site.picker.in_flight, {"e0": 3})

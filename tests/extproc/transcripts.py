@@ -14,7 +14,7 @@ import msgspec
 
 from epp.errors import NoEndpoint
 from epp.extproc import actions, events
-from epp.extproc.actions import Action, SendImmediateResponse
+from epp.extproc.actions import Action, AskDecision, Finished, Report, SendImmediateResponse
 from epp.extproc.events import BodyMode, Event, Part
 from epp.extproc.exchange import Limits
 from epp.picker import Outcome
@@ -27,6 +27,10 @@ class Immediate(msgspec.Struct, frozen=True):
     """Stands for SendImmediateResponse in transcripts: its text and headers belong to the dialects' tests."""
 
     status: int
+
+
+Inside = AskDecision | Report | Finished
+"""Actions that Envoy does not see."""
 
 
 class Step(msgspec.Struct, frozen=True):

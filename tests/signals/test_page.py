@@ -148,7 +148,7 @@ def label_text(draw: st.DrawFn, fixed: dict[str, str]) -> str:
     return "{" + ",".join(pairs) + comma + "}" if pairs else bare
 
 
-ADAPTERS = st.sampled_from(["", "a", "a,b", " a , b ", "b,b", ",", "x" * 70])
+ADAPTERS = st.sampled_from(["", "a", 'q"x', "back\\slash\\n", "new\nline", "a,b", " a , b ", "b,b", ",", "x" * 70])
 CONFIGURED = st.sampled_from(["16", "200", "None", "0", "-1", "1_6", ""])
 
 
@@ -214,6 +214,8 @@ def test_ranks_behind_one_address_are_summed_and_their_usage_averaged() -> None:
 
 def test_one_rank_that_says_nonsense_makes_the_sum_unknown() -> None:
     page = vllm('vllm:num_requests_waiting{engine="0"} 3\nvllm:num_requests_waiting{engine="1"} NaN\n')
+    assert page.waiting is None
+    page = vllm('vllm:num_requests_waiting{engine="0"} 1e308\nvllm:num_requests_waiting{engine="1"} 1e308\n')
     assert page.waiting is None
 
 

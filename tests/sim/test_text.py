@@ -44,6 +44,10 @@ def test_the_next_turn_begins_with_this_turn_and_its_answer(said: list[tuple[str
     assert next_turn.startswith(text.with_answer(prompt, answer))
 
 
+def test_an_answer_begins_on_a_token() -> None:
+    assert text.with_answer(b"hello", 2) == b"hello\n\n\nthe sun "
+
+
 def test_keys_name_full_blocks_only() -> None:
     assert [len(text.block_keys(b"x" * size, 2)) for size in (0, 7, 8, 15, 16)] == [0, 0, 1, 1, 2]
 

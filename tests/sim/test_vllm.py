@@ -72,14 +72,14 @@ def test_an_answer_of_one_token_ends_with_the_prefill() -> None:
 
 
 def test_step_time_counts_prefill_decodes_context_and_pairs() -> None:
-    served = engine(budget=8, a0=1000.0, a1=1.0, a2=100.0, a3=0.01, a4=1e-5)
+    served = engine(budget=8, a0=1000.0, a1=1.0, a2=100.0, a3=0.01, a4=0.5)
     served.submit(request("a", 10, 3))
     served.submit(request("b", 3, 1))
     durations = [done.duration for done in finish(served)]
     assert durations == pytest.approx(
         [
-            1008 + 1e-5 * 36,  # 8 of a: 1 + 2 … + 8 pairs
-            1005 + 1e-5 * (9 + 10 + 6),  # the last 2 of a see 9 and 10 tokens; 3 of b
+            1008 + 0.5 * 36,  # 8 of a: 1 + 2 … + 8 pairs
+            1005 + 0.5 * (9 + 10 + 6),  # the last 2 of a see 9 and 10 tokens; 3 of b
             1100 + 0.11,  # a decodes: it reads 11 tokens
             1100 + 0.12,
         ]
@@ -114,6 +114,14 @@ def test_the_second_request_finds_the_full_blocks_of_the_first() -> None:
     served.submit(request("b", 10, 1, 1, 2))
     assert step(served).admitted == (("b", 8),)
     assert (served.stats().prefix_queries, served.stats().prefix_hits) == (20, 8)
+
+
+def test_blocks_that_two_parts_of_a_prefill_fill_together_are_found() -> None:
+    served = engine(budget=6)
+    served.submit(request("a", 12, 1, 1, 2, 3))  # 6 + 6: the second block is half full in between
+    finish(served)
+    served.submit(request("b", 13, 1, 1, 2, 3))
+    assert step(served).admitted == (("b", 12),)
 
 
 def test_at_least_one_token_of_a_prompt_is_computed() -> None:
@@ -169,6 +177,21 @@ def test_out_of_blocks_the_last_one_admitted_starts_again_from_the_head_of_the_q
     assert [done.first for done in steps if done.first] == [("c",)]  # b had its first token long ago
 
 
+def test_nobody_is_let_in_by_the_step_that_preempts_and_a_half_done_prefill_loses_no_token() -> None:
+    served = engine(blocks=4, budget=5)
+    served.submit(request("a", 7, 6))
+    served.submit(request("b", 8, 3))
+    steps = [step(served) for _ in range(3)]  # 5 of a; 2 of a, 3 of b; a decodes, 4 of b: 8 and 7 tokens
+    assert served.stats().kv_usage == 1.0
+    steps.append(step(served))  # a grows, b goes; one block is free, enough for the first part of b
+    assert (served.stats().running, served.stats().waiting, served.stats().preemptions) == (1, 1, 1)
+    steps.append(step(served))
+    assert served.stats().running == 2
+    steps += finish(served)
+    assert Counter(name for done in steps for name in done.tokens) == {"a": 6, "b": 3}
+    assert [name for done in steps for name, _ in done.admitted] == ["a", "b"]  # the first time only
+
+
 def test_tokens_of_a_preempted_request_are_computed_anew_but_not_given_twice() -> None:
     served = engine(blocks=4, a0=0.0, a1=1.0, a2=1.0)
     served.submit(request("a", 7, 6))
@@ -199,6 +222,18 @@ def test_an_adapter_without_a_slot_waits_and_others_pass() -> None:
     assert (served.stats().running_adapters, served.stats().waiting_adapters) == (("x",), ("y",))
     assert step(served).admitted == ()
     assert step(served).admitted == (("b", 0),)
+
+
+def test_those_passed_over_keep_their_order_at_the_head_of_the_queue() -> None:
+    served = engine(max_lora=1, seqs=2)
+    served.submit(request("a", 4, 2, adapter="x"))
+    served.submit(request("b", 4, 9, adapter="y"))
+    served.submit(request("c", 4, 9, adapter="z"))
+    for name in ("d", "e"):
+        served.submit(request(name, 4, 9))
+    assert step(served).admitted == (("a", 0), ("d", 0))
+    step(served)
+    assert step(served).admitted == (("b", 0),)  # before c, and before e that came after both
 
 
 def test_an_adapter_is_loaded_when_it_is_not_on_the_gpu() -> None:
@@ -252,16 +287,16 @@ def test_the_longest_request_that_fits_is_served_alone() -> None:
 
 
 requests = st.tuples(
-    st.lists(st.integers(0, 1), min_size=1, max_size=8),  # a path in a tree of blocks: prefixes are shared
+    st.lists(st.integers(0, 1), min_size=2, max_size=8),  # a path in a tree of blocks: prefixes are shared
     st.integers(0, 3),  # tokens of a last block
     st.integers(1, 9),
     st.sampled_from(["", "", "x", "y"]),
 )
-events = st.lists(st.one_of(requests, st.integers(0, 20), st.none()), max_size=60)
+events = st.lists(st.one_of(requests, requests, st.none(), st.none(), st.integers(0, 20)), min_size=10, max_size=60)
 
 
 @settings(deadline=None)
-@given(events=events, blocks=st.integers(12, 20), budget=st.integers(3, 30), seqs=st.integers(1, 3))
+@given(events=events, blocks=st.integers(11, 15), budget=st.integers(3, 30), seqs=st.integers(1, 3))
 def test_every_request_ends_once_and_blocks_are_neither_lost_nor_made(
     events: list[tuple[list[int], int, int, str] | int | None], blocks: int, budget: int, seqs: int
 ) -> None:

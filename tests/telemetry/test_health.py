@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -105,7 +104,8 @@ async def test_watch_tells_the_state_and_then_every_change() -> None:
         assert await anext(seen) == NOT_SERVING
         health.set_ready(True)
         assert await anext(seen) == SERVING
-        health.set_ready(True)  # no change
+        health.set_ready(True)  # no change: nothing is sent, however long the watch waits
+        assert await probe.check("readiness") == SERVING
         health.set_draining()
         assert await anext(seen) == NOT_SERVING
 
@@ -145,8 +145,10 @@ async def test_stopping_ends_open_watches() -> None:
             await anext(seen)
 
 
-async def test_a_port_that_is_taken_is_named_with_its_flag() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--grpc-health-port {port} cannot be bound"):
-            await HealthServer(Health()).start(port, "127.0.0.1")
+async def test_a_port_that_another_picker_has_is_named_with_its_flag() -> None:
+    """grpc would let two servers share it, and probes would reach either."""
+    first, second = HealthServer(Health()), HealthServer(Health())
+    port = await first.start(0, "127.0.0.1")
+    with pytest.raises(ConfigError, match=f"--grpc-health-port {port} cannot be bound"):
+        await second.start(port, "127.0.0.1")
+    await first.stop()

@@ -58,6 +58,8 @@ class GrpcioTransport:
                 ("grpc.max_concurrent_streams", 1_000_000),
                 ("grpc.max_receive_message_length", 2 * limits.max_body + (1 << 20) if receive is None else receive),
                 ("grpc.max_send_message_length", -1 if options.max_send_bytes is None else options.max_send_bytes),
+                # Gateways ping every few seconds; gRPC's default takes the third for abuse and cuts every stream.
+                ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.so_reuseport", 0),
             ]
         )
