@@ -183,7 +183,7 @@ async def main(seconds: float = 3.0) -> None:
             for case in CASES:
                 costs = await running.measure(case, seconds)
                 table.add_row(*row(case, costs["ours"], costs["bare"]))
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     console.print(
         f"CPU of the picker process, {CONNECTIONS} connections, {SERVERS} model servers. While nobody asks, ours uses "

@@ -282,7 +282,7 @@ def _route(gateway: Gateway) -> Route:
         retry_on="connect-failure,refused-stream,reset,retriable-status-codes",
         retriable_status_codes=[503],
         num_retries=gateway.retries,
-        per_try_idle_timeout=_seconds(gateway.stalled_after),  # per_try_timeout would cut a long answer
+        per_try_idle_timeout=_seconds(gateway.stalled_after),  # per_try_timeout ends when the answer begins
         # Once the picker's list is used up the fallback chooses: not a host that has just failed.
         retry_host_predicate=[
             RetryPolicyRetryHostPredicate(name="previous", typed_config=Any.pack(PreviousHostsPredicate()))

@@ -65,8 +65,9 @@ def test_on_probation_one_failure_ejects_for_twice_as_long() -> None:
 def test_a_success_ends_the_probation() -> None:
     table, ejection = pool()
     fail(ejection, 3, 0.0)
-    ejection.succeeded(3, 10.0)
-    fail(ejection, 3, 10.0, times=4)
+    for _ in range(3):
+        ejection.succeeded(3, 10.0)
+        fail(ejection, 3, 10.0, times=4)
     assert out(table, ejection, 10.0) == []
 
 
@@ -172,8 +173,22 @@ def test_another_endpoint_in_the_same_slot_starts_clean() -> None:
     assert table.put(Endpoint("default/new", "10.0.9.9:80"), 1.0) == 1
     assert out(table, ejection, 1.0) == []
     fail(ejection, 1, 1.0, times=4)
-    ejection.succeeded(1, 1.0)
+    table.drop("default/new")
+    assert table.put(Endpoint("default/newer", "10.0.9.8:80"), 1.0) == 1
+    fail(ejection, 1, 1.0, times=4)
     assert out(table, ejection, 1.0) == []
+    fail(ejection, 1, 1.0, times=1)
+    assert out(table, ejection, 1.0) == [1]
+
+
+def test_one_that_left_while_out_takes_nobodys_place_in_the_share() -> None:
+    table, ejection = pool(4)
+    fail(ejection, 0, 0.0)
+    fail(ejection, 1, 0.0)
+    table.admit(0)
+    table.replace(endpoints(4, first=1), 1.0)
+    fail(ejection, 2, 1.0)
+    assert out(table, ejection, 1.0) == [1, 2]
 
 
 def test_an_endpoint_that_flaps_while_out_is_still_out() -> None:

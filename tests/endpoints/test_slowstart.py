@@ -60,6 +60,8 @@ def test_only_candidates_are_compared() -> None:
 def test_no_window_is_no_slow_start() -> None:
     table = pool(joined=[0.0, 100.0], inflight=[1, 90])
     assert allowed(table, 100.0, window=0.0) == [True, True]
+    table.rejoin(1, 105.0)
+    assert allowed(table, 100.0, window=0.0) == [True, True]
 
 
 def test_no_candidates_are_no_mistake() -> None:

@@ -117,7 +117,7 @@ def test_the_second_request_finds_the_full_blocks_of_the_first() -> None:
 
 
 def test_blocks_that_two_parts_of_a_prefill_fill_together_are_found() -> None:
-    served = engine(budget=6)
+    served = engine(budget=6, seqs=4)
     served.submit(request("a", 12, 1, 1, 2, 3))  # 6 + 6: the second block is half full in between
     finish(served)
     served.submit(request("b", 13, 1, 1, 2, 3))
@@ -178,7 +178,7 @@ def test_out_of_blocks_the_last_one_admitted_starts_again_from_the_head_of_the_q
 
 
 def test_nobody_is_let_in_by_the_step_that_preempts_and_a_half_done_prefill_loses_no_token() -> None:
-    served = engine(blocks=4, budget=5)
+    served = engine(blocks=4, budget=5, seqs=4)
     served.submit(request("a", 7, 6))
     served.submit(request("b", 8, 3))
     steps = [step(served) for _ in range(3)]  # 5 of a; 2 of a, 3 of b; a decodes, 4 of b: 8 and 7 tokens
