@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup demo test test-slow check fix bench docs protos lock
+.PHONY: setup demo test test-slow soak fuzz check fix bench docs protos lock
 
 setup: .venv/.installed
 
@@ -20,9 +20,17 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-# A minute of everything that breaks under load or with time; EPP_REQUIRE_ALL=1 makes a skip a failure.
+# A minute of load and faults, and a minute of every property with more examples.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout 300 $(ARGS)
+	EPP_EXAMPLES=500 $(BIN)/python -m pytest -m "hypothesis and not slow" --timeout 300 $(ARGS)
+
+# The long forms of the two, ten minutes and as long as it takes.
+soak: setup
+	EPP_SOAK_SECONDS=600 $(BIN)/python -m pytest -m slow --timeout 1200 tests/slow/test_soak.py $(ARGS)
+
+fuzz: setup
+	EPP_EXAMPLES=20000 $(BIN)/python -m pytest -m "hypothesis and not slow" --timeout 7200 $(ARGS)
 
 check: setup docs
 	$(BIN)/ruff format --check .

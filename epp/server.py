@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
 import grpc
@@ -129,13 +130,26 @@ class Server:
         picker = self._picker = Picker(table, scheduler, ejection, self.metrics, time.perf_counter, options)
 
         self._discovery = FileDiscovery(source.path, source.watch_file, table, now)
-        self._scraper = Scraper(table, now, rng, interval=settings.scrape_interval)
+        spread = random.Random(settings.seed)  # its own, so that scraping changes no decision
+        scraper = self._scraper = Scraper(table, spread, interval=settings.scrape_interval, clock=now)
         self._transport = GrpcioTransport(picker, settings.limits, now, settings.transport)
         self._health = Health()
         self._health_server = HealthServer(self._health)
         if flags.health_checking:
             self._health.register(self._transport.server)
-        sources = Sources(table, settings.pool, now, version("epp"))
+        transport = self._transport
+        sources = Sources(
+            table,
+            settings.pool,
+            now,
+            version("epp"),
+            scrape_errors=lambda: (scraper.counts.poll_errors, scraper.counts.extract_errors),
+            ejections=lambda: (int(ejection.out(table.listed, now()).sum()), ejection.total),
+            prefix_blocks=scheduler.prefix_blocks,
+            streams=(lambda: (transport.streams_open, transport.streams_total))
+            if flags.enable_grpc_stream_metrics
+            else None,
+        )
         wall_offset = time.time() - now()
         self._metrics_server = MetricsServer(
             Views(
@@ -154,7 +168,10 @@ class Server:
             loop.add_signal_handler(number, self._on_signal, stopping)
         await self._discovery.load_once()
         async with asyncio.TaskGroup() as tasks:
-            edges = [tasks.create_task(self._discovery.run()), tasks.create_task(self._scraper.run())]
+            edges = [
+                tasks.create_task(self._keep_running("discovery", self._discovery.run)),
+                tasks.create_task(self._keep_running("scraping", self._scraper.run)),
+            ]
             await self._open_ports()
             self._health.set_ready(True)
             await stopping.wait()
@@ -162,6 +179,15 @@ class Server:
             for edge in edges:
                 edge.cancel()
         return 0
+
+    async def _keep_running(self, what: str, run: Callable[[], Awaitable[None]]) -> None:
+        """An edge that fails makes its own values unknown, and nothing else: it begins anew."""
+        while True:
+            try:
+                await run()
+            except Exception as error:
+                self.metrics.broke(what, error)
+            await asyncio.sleep(1.0)
 
     async def _open_ports(self) -> None:
         flags = self._flags

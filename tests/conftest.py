@@ -2,7 +2,8 @@
 
 - Nothing but loopback is reached: a test that talks to the internet fails at the first packet.
 - A skip says what is missing; with EPP_REQUIRE_ALL=1 it is a failure, so that CI cannot pass by skipping.
-- Hypothesis has no deadline per example: two cores that others use too are no clock.
+- Hypothesis has no deadline per example: two cores that others use too are no clock. EPP_EXAMPLES sets how many
+  examples each property gets (`make fuzz`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hypothesis import settings
 
 REQUIRE_ALL = os.environ.get("EPP_REQUIRE_ALL", "") not in ("", "0")
 
-settings.register_profile("epp", deadline=None)
+settings.register_profile("epp", deadline=None, max_examples=int(os.environ.get("EPP_EXAMPLES", "100")))
 settings.load_profile("epp")
 
 

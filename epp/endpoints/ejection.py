@@ -69,6 +69,8 @@ class Ejection:
         self._flags: Bools = np.zeros(0, np.bool_)  # the same, one a slot
         self._seen: Slots = table.listed  # what `_out` was counted for
         self._next_return = math.inf
+        self.total = 0
+        """Ejections ever."""
 
     def __repr__(self) -> str:
         return f"<Ejection [Out: {len(self._out)} | Watched: {len(self._histories)}]>"
@@ -140,6 +142,7 @@ class Ejection:
         self._recount(now)
         if len(self._out) >= self._most():
             return  # its failures stay counted: the next one tries again
+        self.total += 1
         history.in_a_row = self._row_left(history, now) + 1
         history.until = now + min(history.in_a_row * self._params.pause, self._params.longest)
         history.failures, history.sound_since = 0, None

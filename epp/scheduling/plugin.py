@@ -100,6 +100,8 @@ class Picker(Instance, frozen=True):
 
 class Producer(Instance, frozen=True):
     match: Callable[[Request, Candidates], PrefixMatch]
+    blocks: Callable[[], int]
+    """Blocks that it remembers in all."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -156,6 +158,8 @@ class Produces(Protocol):
     def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None: ...
 
     def forget(self, slot: int) -> None: ...
+
+    def blocks(self) -> int: ...
 
 
 def filter_(
@@ -216,7 +220,7 @@ def producer(name: str, *, params: type[P]) -> Callable[[Callable[[P, Context], 
     def describe(body: Callable[[P, Context], Produces]) -> Plugin[Producer]:
         def make(called: str, given: Params, context: Context) -> Producer:
             made: Produces = _started(body, given, context)
-            return Producer(called, made.chosen, made.forget, (), made.match)
+            return Producer(called, made.chosen, made.forget, (), made.match, made.blocks)
 
         return Plugin(name, Producer, params, (), _doc(body), make)
 

@@ -84,6 +84,9 @@ class ApproximatePrefix:
     def forget(self, slot: int) -> None:
         self.index.forget(slot)
 
+    def blocks(self) -> int:
+        return len(self.index)
+
     def _hashes(self, request: Request, candidates: Candidates) -> list[int]:
         if self._hashed is None or self._hashed[0] is not request:
             if not self._settled:

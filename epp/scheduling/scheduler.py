@@ -56,6 +56,10 @@ class Scheduler:
         for forget in self._forget:
             forget(slot)
 
+    def prefix_blocks(self) -> int:
+        """Blocks of prompts that are remembered in all."""
+        return sum(each.blocks() for each in self.producers)
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     def _pool_of(self, table: EndpointTable) -> Pool:

@@ -12,7 +12,9 @@ Rules here:
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT
 from typing import Final
 
 import msgspec
@@ -67,13 +69,13 @@ class MetricsServer:
         Raises:
             ConfigError: the port cannot be bound.
         """
-        await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            listener = _listen(host, port)
         except OSError as error:
-            await self._runner.cleanup()
             raise ConfigError(f"--metrics-port {port} cannot be bound ({error.strerror}); choose another") from None
-        bound: int = self._runner.addresses[0][1]
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+        bound: int = listener.getsockname()[1]
         return bound
 
     async def stop(self) -> None:
@@ -119,6 +121,17 @@ class MetricsServer:
         finally:
             self._readers -= 1
         return response
+
+
+def _listen(host: str | None, port: int) -> socket.socket:
+    if host is not None:
+        return socket.create_server((host, port))
+    try:
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    except (OSError, ValueError) as error:  # containers often have no IPv6, and say so only here
+        if isinstance(error, OSError) and error.errno not in (EADDRNOTAVAIL, EAFNOSUPPORT):
+            raise
+        return socket.create_server(("0.0.0.0", port))
 
 
 async def _in_pieces(pieces: Iterable[bytes]) -> bytes:

@@ -7,8 +7,8 @@ Rules here:
 - A set of labels that was admitted stays admitted, and one that was not never is: what is counted up under some
   labels is counted down under the same.
 - Pure: no clock, no lock (one event loop), no format.
-Rejected: Counter and Histogram of prometheus_client on the hot path: each observation takes a lock and a walk over the
-buckets, 16 us for the ten of one request where these take 2 us.
+Rejected: prometheus_client's histograms on the hot path: ten observations under four labels take 19 us (9 us where the
+labels are looked up before) against 1.9 us here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Limits(msgspec.Struct, frozen=True):
     """What keeps the number and the size of series bounded."""
 
     label_sets: int = 100
-    """Sets of request labels; a set fills up to 240 lines of the page in both name families."""
+    """Sets of request labels. A full one takes 3.5 KiB of memory, and of the page 240 lines (45 KiB) and, where it
+    brings a model of its own, 160 more (72 KiB in all)."""
     endpoint_sets: int = 2000
     """Sets of labels that name an endpoint; one line each."""
     models: int = 1000

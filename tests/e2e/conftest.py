@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from tests.e2e.site import Site
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "e2e" in item.path.parts:
-            item.add_marker(pytest.mark.e2e)
-
-
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """As everywhere, but for the whole session: one event loop carries the site."""

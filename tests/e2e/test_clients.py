@@ -16,7 +16,7 @@ from tests.e2e.upstream import Answer, Seen
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 RECORDED = Path(__file__).parents[1] / "data" / "vllm-0.32.0"
 HELLO = "hello"

@@ -14,7 +14,7 @@ from tests.e2e.upstream import Answer, Cut
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 PATH = "/v1/chat/completions"
 SSE = (("content-type", b"text/event-stream"),)

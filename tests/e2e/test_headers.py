@@ -13,7 +13,7 @@ from tests.e2e.upstream import Answer
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 PATH = "/v1/chat/completions"
 both = pytest.mark.parametrize("gateway", ["light", "duplex", "buffered"])

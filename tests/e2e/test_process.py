@@ -24,7 +24,7 @@ from tests.e2e.upstream import Answer, Upstream
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 PATH = "/v1/chat/completions"
 CONFIGURATIONS = Path(__file__).parents[2] / "config" / "envoy"
@@ -84,6 +84,42 @@ async def test_an_empty_pool_answers_503_in_every_shape(site: Site, tmp_path: Pa
                 return (await send(gateway.ports["g"], post(PATH, chat()))).status
 
             await until(status, 200)
+
+
+async def test_a_gateways_subset_is_obeyed(site: Site, tmp_path: Path) -> None:
+    """The gateway names endpoints in metadata: a list, one string, nobody."""
+    from envoy_data_plane.envoy.extensions.filters.http.set_metadata.v3 import Config, Metadata
+    from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+        HttpConnectionManager,
+        HttpFilter,
+    )
+    from envoy_data_plane.google.protobuf import Any, Struct
+
+    from epp.demo import envoy
+
+    key = "x-gateway-destination-endpoint-subset"
+    hints: dict[str, object] = {"list": [site.b.address, "127.0.0.9:1"], "text": f"{site.b.address},x:1", "nobody": []}
+    asked = envoy.Picker(address=site.picker.address)
+    config = envoy.bootstrap(
+        [envoy.Gateway(name=name, endpoints=site.folder / "pool.json", picker=asked) for name in hints]
+    )
+    assert config.static_resources is not None
+    for listener in config.static_resources.listeners:
+        network = listener.filter_chains[0].filters[0]
+        assert network.typed_config is not None
+        manager = network.typed_config.unpack()
+        assert isinstance(manager, HttpConnectionManager)
+        hint = Metadata(metadata_namespace="envoy.lb.subset_hint", value=Struct.from_dict({key: hints[listener.name]}))
+        sets = HttpFilter(name="hint", typed_config=Any.pack(Config(metadata=[hint])))
+        manager.http_filters = [sets, *manager.http_filters]
+        network.typed_config = Any.pack(manager)
+    await site.prefer(site.a)
+    async with envoy.running(config, tmp_path) as gateway:
+        for name in ("list", "text"):
+            for raw in (post(PATH, chat()), b"GET /v1/models HTTP/1.1\r\nhost: h\r\n\r\n"):
+                assert (await send(gateway.ports[name], raw)).status == 200
+        assert (len(site.a.seen), len(site.b.seen)) == (0, 4)
+        assert (await send(gateway.ports["nobody"], post(PATH, chat()))).status == 503
 
 
 @pytest.mark.parametrize("graceful", [False, True])

@@ -11,7 +11,7 @@ from tests.e2e.client import Got, chat, chunked, post
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
 OPENAI, ANTHROPIC = "/v1/chat/completions", "/v1/messages"
 bodies = pytest.mark.parametrize("gateway", ["light", "path", "duplex", "buffered", "whole"])

@@ -27,13 +27,12 @@ def everything() -> tuple[Metrics, Sources]:
         counted.finished(made, Outcome.COMPLETE, 12.0)
     counted.refused(request(), NoEndpoint("none"), 0.1)
     counted.broke("a decision", ValueError("no"))
-    counted.poll_errors.add("metrics-data-source")
-    counted.extract_errors.add("metrics-data-source", "core-metrics-extractor")
     return counted, Sources(
         table([A], [FULL]),
         "pool",
         zero,
         version="1.0",
+        scrape_errors=lambda: (5, 6),
         streams=lambda: (2, 7),
         ejections=lambda: (1, 4),
         prefix_blocks=lambda: 12,
@@ -84,6 +83,20 @@ def test_no_series_is_on_the_page_twice() -> None:
     for family in page_of(*everything()).values():
         keys = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
         assert len(keys) == len(set(keys)), family.name
+
+
+def test_what_others_count_is_read_when_somebody_scrapes() -> None:
+    page = page_of(*everything())
+    for prefix in ("llm_d_epp_", "llm_d_inference_scheduler_"):
+        assert value(page, f"{prefix}datalayer_poll_errors_total", source_type="metrics-data-source") == 5
+        extractor = {"source_type": "metrics-data-source", "extractor_type": "core-metrics-extractor"}
+        assert value(page, f"{prefix}datalayer_extract_errors_total", **extractor) == 6
+    assert value(page, "llm_d_epp_extproc_streams_inflight") == 2
+    assert value(page, "llm_d_epp_extproc_streams_total", code="OK") == 5
+    assert value(page, "epp_ejected_endpoints") == 1
+    assert value(page, "epp_ejections_total") == 4
+    assert value(page, "llm_d_epp_prefix_indexer_size", plugin_type="approx-prefix-cache-producer") == 12
+    assert value(page, "llm_d_epp_info", build_ref="1.0", commit="") == 1
 
 
 def test_an_unused_picker_has_a_page_too() -> None:

@@ -164,6 +164,24 @@ async def test_a_number_that_is_none_is_a_bad_request_that_says_what_is_allowed(
         assert await response.text() == "n must be a number from 1 to 1000\n"
 
 
+def loopbacks() -> list[str]:
+    """Those that this machine has."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return ["127.0.0.1"]
+    return ["127.0.0.1", "[::1]"]
+
+
+async def test_every_address_is_served_of_both_families() -> None:
+    server = MetricsServer(Views(Page(), lambda n: [], list))
+    port = await server.start(None, 0)
+    async with aiohttp.ClientSession() as client:
+        for host in loopbacks():
+            assert await status_of(client, f"http://{host}:{port}") == 200
+    await server.stop()
+
+
 async def test_a_port_that_is_taken_is_named_with_its_flag() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
