@@ -327,7 +327,7 @@ def _pool(gateway: Gateway) -> Cluster:
     return Cluster(
         name=gateway.name,
         type=ClusterDiscoveryType.EDS,
-        connect_timeout=_seconds(0.5),
+        connect_timeout=_seconds(2.0),  # one lost SYN; who is dead refuses at once
         eds_cluster_config=ClusterEdsClusterConfig(
             service_name=gateway.endpoints.stem,
             eds_config=ConfigSource(

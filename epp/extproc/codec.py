@@ -198,7 +198,7 @@ MODES: Final = {(one.value, two.value): Modes(one, two) for one in BodyMode for 
 
 
 def _headers(message: pb.HttpHeaders) -> Headers:
-    headers = tuple((header.key.lower(), header.raw_value or header.value) for header in message.headers.headers)
+    headers = tuple([(header.key.lower(), header.raw_value or header.value) for header in message.headers.headers])
     if not headers:
         raise ProtocolError("headers without a header map")
     return headers

@@ -87,6 +87,8 @@ class State(Enum):
     CLOSED = "closed"
     """Nothing more is owed to Envoy."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code, paid for at every event
+
 
 class Exchange:
     """One request and its response, as the picker sees them on one ext_proc stream."""

@@ -131,7 +131,7 @@ class ResponseReader:
             value = value.strip().lower()
             match name.lower():
                 case b"content-length":
-                    if not value.isdigit() or self._length not in (None, int(value)):
+                    if not value.isdigit() or len(value) > 18 or self._length not in (None, int(value)):
                         return self._not_http("the answer's length is not to be understood")
                     self._length = int(value)
                 case b"transfer-encoding":
@@ -142,8 +142,6 @@ class ResponseReader:
                     return self._not_http(f"the answer's content encoding {value[:40]!r} was not asked for")
                 case b"connection":
                     self.keep = b"close" not in value and (self.keep or b"keep-alive" in value)
-        if self._length is None and not self._chunked:
-            self.keep = False
         return self._too_large() if (self._length or 0) > self._limit else None
 
     def _read_plain(self) -> bytes | Failure | None:

@@ -102,7 +102,7 @@ class Scraper:
                 for target in self._targets.values():
                     if late > 10 * TICK:
                         target.excuse(late)
-                    if target.due <= now:
+                    if target.due <= now + TICK / 2:
                         target.step(now)
                 awake = now + TICK
                 await asyncio.sleep(TICK)

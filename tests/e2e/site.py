@@ -6,6 +6,7 @@ Gateways, by name (request body; response headers/body/trailers):
     whole     BUFFERED both ways                        passing   BUFFERED; response bodies STREAMED
     blind     no request bodies; SEND/NONE/SEND         streamed  STREAMED, which the picker refuses
     trailing-light, trailing-duplex, trailing-buffered: as these, without retries, so that trailers pass
+    hasty  as light, and gives a silent model server up after half a second
     h2c-light, h2c-duplex, h2c-buffered: as the last, to model servers that speak HTTP/2; h2c-retrying: with retries
 """
 
@@ -24,7 +25,8 @@ from tests.e2e.serving import Picker
 from tests.e2e.upstream import Pairs, Seen, Upstream
 
 MAX_BODY: Final = 10 << 20
-STALLED_AFTER: Final = 0.5
+HASTE: Final = 0.5
+"""Seconds; the other gateways wait for longer than any test does."""
 
 MODES: Final[dict[str, tuple[Body, Response]]] = {
     "light": ("FULL_DUPLEX_STREAMED", "SEND/NONE/SEND"),
@@ -106,13 +108,23 @@ async def site(folder: Path) -> AsyncIterator[Site]:
             *(gateway(name, listing, picker, name) for name in MODES),
             *(gateway(f"trailing-{mode}", listing, picker, mode, retries=0) for mode in TRAILING),
             *(gateway(f"h2c-{mode}", listing, picker, mode, retries=0, h2c=True) for mode in TRAILING),
+            gateway("hasty", listing, picker, "light", stalled_after=HASTE),
             gateway("h2c-retrying", listing, picker, "light", h2c=True),
         ]
         running = await stack.enter_async_context(envoy.running(envoy.bootstrap(gateways), folder))
         yield Site(folder, upstreams, picker, running)
 
 
-def gateway(name: str, listing: Path, picker: Picker, mode: str, *, h2c: bool = False, retries: int = 3) -> Gateway:
+def gateway(
+    name: str,
+    listing: Path,
+    picker: Picker,
+    mode: str,
+    *,
+    h2c: bool = False,
+    retries: int = 3,
+    stalled_after: float = 60.0,
+) -> Gateway:
     body, response = MODES[mode]
     asked = envoy.Picker(address=picker.address, request_body=body, response=response)
-    return Gateway(name=name, endpoints=listing, picker=asked, h2c=h2c, retries=retries, stalled_after=STALLED_AFTER)
+    return Gateway(name=name, endpoints=listing, picker=asked, h2c=h2c, retries=retries, stalled_after=stalled_after)

@@ -16,10 +16,11 @@ import openai
 import pytest
 import yaml
 
+from epp.errors import ConfigError
 from tests.e2e import serving
 from tests.e2e.client import chat, connection, post, send
 from tests.e2e.serving import until
-from tests.e2e.upstream import Answer, Upstream
+from tests.e2e.upstream import Answer
 
 if TYPE_CHECKING:
     from tests.e2e.site import Site
@@ -219,18 +220,12 @@ async def test_children_die_with_their_parent(tmp_path: Path) -> None:
     await until(dead, True)
 
 
-async def test_an_envoy_that_cannot_start_says_why(tmp_path: Path) -> None:
+async def test_an_envoy_that_cannot_start_says_why(site: Site, tmp_path: Path) -> None:
     from epp.demo import envoy
-    from epp.errors import ConfigError
 
-    upstream = Upstream()
-    await upstream.listen()
-    try:
-        envoy.write_endpoints(tmp_path / "pool.json", [])
-        taken = int(upstream.address.rpartition(":")[2])
-        config = envoy.bootstrap([envoy.Gateway(name="g", endpoints=tmp_path / "pool.json", port=taken)])
-        with pytest.raises(ConfigError, match="Address already in use"):
-            async with envoy.running(config, tmp_path):
-                pass
-    finally:
-        await upstream.close()
+    envoy.write_endpoints(tmp_path / "pool.json", [])
+    taken = int(site.a.address.rpartition(":")[2])
+    config = envoy.bootstrap([envoy.Gateway(name="g", endpoints=tmp_path / "pool.json", port=taken)])
+    with pytest.raises(ConfigError, match="Address already in use"):
+        async with envoy.running(config, tmp_path):
+            pass

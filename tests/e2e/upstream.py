@@ -76,7 +76,7 @@ class Upstream:
     async def listen(self) -> None:
         """Listen on any port, or on the same one again."""
         host, port = self.address.split(":") if self.address else ("127.0.0.1", "0")
-        self._server = await asyncio.start_server(self._serve, host, int(port))
+        self._server = await asyncio.start_server(self._serve, host, int(port), backlog=4096)
         self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
 
     def deaf(self) -> None:
