@@ -147,17 +147,17 @@ def _explained(decision: dict[str, Any], servers: dict[str, int]) -> Text:
     first = next(i for i in by_total if scored[i]["address"] == decision["endpoints"][0])
     line = Text(f"{decision['target_model']:>10} → server {servers.get(scored[first]['address'], '?')}  ", "bold")
     parts = [
-        f"{scorer['name'].removesuffix('-scorer')} {scorer['weight'] * scorer['scores'][first]:.1f}"
+        f"{scorer['name'].partition('-')[0]} {scorer['weight'] * scorer['scores'][first]:.1f}"
         for scorer in decision["scorers"]
         if "scores" in scorer
     ]
     line.append(f"{scored[first]['total']:.2f} = " + " + ".join(parts), "")
+    if decision["prompt_tokens"]:
+        line.append(f", {decision['matched_tokens'] / decision['prompt_tokens']:.0%} of the prompt held", "cyan")
     second = next((i for i in by_total if i != first), None)
     if second is not None:
         line.append(f"   next: server {servers.get(scored[second]['address'], '?')}", "dim")
         line.append(f" {scored[second]['total']:.2f}", "dim")
-    if decision["prompt_tokens"]:
-        line.append(f"   {decision['matched_tokens'] / decision['prompt_tokens']:.0%} held", "cyan")
     line.append("\n")
     return line
 

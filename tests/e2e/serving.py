@@ -108,7 +108,7 @@ def configuration(listing: Path, scorers: Mapping[str, float]) -> str:
 def write_listing(path: Path, endpoints: Iterable[str]) -> None:
     """Write the file that file discovery reads."""
     entries = [
-        {"name": f"e{at}", "address": address.rpartition(":")[0], "port": address.rpartition(":")[2]}
+        {"name": f"e{at}", "address": address.rpartition(":")[0].strip("[]"), "port": address.rpartition(":")[2]}
         for at, address in enumerate(endpoints)
     ]
     beside = path.with_suffix(".new")

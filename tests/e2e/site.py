@@ -6,7 +6,7 @@ Gateways, by name (request body; response headers/body/trailers):
     whole     BUFFERED both ways                        passing   BUFFERED; response bodies STREAMED
     blind     no request bodies; SEND/NONE/SEND         streamed  STREAMED, which the picker refuses
     trailing-light, trailing-duplex, trailing-buffered: as these, without retries, so that trailers pass
-    hasty  as light, and gives a silent model server up after half a second
+    hasty  as light, and gives a silent model server up after a second
     h2c-light, h2c-duplex, h2c-buffered: as the last, to model servers that speak HTTP/2; h2c-retrying: with retries
 """
 
@@ -25,7 +25,7 @@ from tests.e2e.serving import Picker
 from tests.e2e.upstream import Pairs, Seen, Upstream
 
 MAX_BODY: Final = 10 << 20
-HASTE: Final = 0.5
+HASTE: Final = 1.0
 """Seconds; the other gateways wait for longer than any test does."""
 
 MODES: Final[dict[str, tuple[Body, Response]]] = {

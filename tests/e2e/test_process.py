@@ -20,7 +20,7 @@ from epp.errors import ConfigError
 from tests.e2e import serving
 from tests.e2e.client import chat, connection, post, send
 from tests.e2e.serving import until
-from tests.e2e.upstream import Answer
+from tests.e2e.upstream import Answer, Upstream
 
 if TYPE_CHECKING:
     from tests.e2e.site import Site
@@ -165,6 +165,34 @@ async def test_a_gateway_that_pings_and_closes_gracefully(site: Site, graceful: 
         await until(site.picker.in_flight, {}, within=0.5)
         destroyed = await gateway.counters(f"cluster.{cluster.name.replace(':', '_')}.upstream_cx_destroy")
         assert set(destroyed.values()) == {0}  # not one of its connections was closed
+
+
+async def test_ipv6_endpoints_are_chosen_by_name(site: Site, tmp_path: Path) -> None:
+    from epp.demo import envoy
+
+    first, second = Upstream("::1"), Upstream("::1")
+    second.load = 50
+    for upstream in (first, second):
+        await upstream.listen()
+    try:
+        addresses = [first.address, second.address]
+        envoy.write_endpoints(tmp_path / "pool.json", addresses)
+        async with serving.picker(tmp_path, "picker", addresses, "--secure-serving=false") as picker:
+            asked = envoy.Picker(address=picker.address)
+            config = envoy.bootstrap([envoy.Gateway(name="g", endpoints=tmp_path / "pool.json", picker=asked)])
+            async with envoy.running(config, tmp_path) as gateway:
+
+                async def queue() -> bool:
+                    return (await picker.metric("llm_d_epp_average_queue_size", "name")) == {"pool": 25}
+
+                await until(queue, True)
+                for _ in range(4):
+                    assert (await send(gateway.ports["g"], post(PATH, chat()))).status == 200
+        assert (len(first.seen), len(second.seen)) == (4, 0)
+        assert first.seen[0].all("x-gateway-destination-endpoint") == [",".join(addresses).encode()]
+    finally:
+        await first.close()
+        await second.close()
 
 
 async def test_a_stop_loses_no_request(site: Site, tmp_path: Path) -> None:

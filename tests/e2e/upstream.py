@@ -58,7 +58,8 @@ class Answer(msgspec.Struct, frozen=True):
 class Upstream:
     """One model server. `load` is what its metrics page says; a smaller one is preferred by the picker."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.address = ""
         self.scrapes = 0
         """Metrics pages asked for, ever."""
@@ -75,9 +76,10 @@ class Upstream:
 
     async def listen(self) -> None:
         """Listen on any port, or on the same one again."""
-        host, port = self.address.split(":") if self.address else ("127.0.0.1", "0")
-        self._server = await asyncio.start_server(self._serve, host, int(port), backlog=4096)
-        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+        port = int(self.address.rpartition(":")[2] or 0)
+        self._server = await asyncio.start_server(self._serve, self._host, port, backlog=4096)
+        port = self._server.sockets[0].getsockname()[1]
+        self.address = f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     def deaf(self) -> None:
         """Refuse new connections; those that are open stay (so the picker goes on reading the metrics page)."""
