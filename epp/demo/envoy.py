@@ -165,7 +165,7 @@ def bootstrap(gateways: Sequence[Gateway], *, runtime: Mapping[str, bool] | None
 
 
 def write_endpoints(path: Path, endpoints: Iterable[str]) -> None:
-    """Tell Envoy which model servers there are, as "ip:port"; it uses them some 2 ms later."""
+    """Tell Envoy which model servers there are, as "ip:port"; it takes them over while it runs."""
     listed = [LbEndpoint(endpoint=Endpoint(address=_address(endpoint))) for endpoint in endpoints]
     assignment = ClusterLoadAssignment(
         cluster_name=path.stem, endpoints=[LocalityLbEndpoints(lb_endpoints=listed)] if listed else []
