@@ -80,7 +80,10 @@ def read(headers: Headers, body: bytes, *, limit: int = UNPACKED_LIMIT) -> Reque
     if way is None or coding is None:
         return Request(Dialect.PASSTHROUGH, headers, found, path, body, _UNKNOWN)
     if not body:
-        raise BadRequest("the request has no body")
+        raise BadRequest(
+            "the request has no body; if the client sent one, the proxy keeps it to itself: set "
+            "processing_mode.request_body_mode of its ext_proc filter to FULL_DUPLEX_STREAMED"
+        )
     text = encoding.unpack(body, coding, limit)
     content, text = _content(way, text, found.get("content-type", b""))
     if not content.model and way.needs_model:

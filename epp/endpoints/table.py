@@ -237,6 +237,14 @@ class EndpointTable:
         self._page_at[slot] = now
         self._set_adapters(slot, row, page)
 
+    def page_ages(self, now: float) -> Floats:
+        """Seconds since each slot's last page was asked for, by slot; inf: there never was one."""
+        return now - self._page_at[: len(self._rows)]
+
+    def told(self, name: str, slots: Slots) -> Floats:
+        """A column as the pages had it, whatever was sent since, shape (N,); NaN: not told."""
+        return self._columns[name][slots]
+
     def page_at(self, slot: int) -> float:
         """When the last page was asked for; -inf: there never was one."""
         return float(self._page_at[slot])

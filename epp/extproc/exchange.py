@@ -215,9 +215,9 @@ class Exchange:
 
     def _end_again(self, event: RequestEnded, now: float) -> list[Action]:
         if event.by is Part.TRAILERS and self._modes.request is not BodyMode.FULL_DUPLEX:
-            return [
-                SendRequestTrailers()
-            ]  # the body was answered when it came; its trailers are a message of their own
+            return [SendRequestTrailers()]  # the body was answered when it came
+        if event.by is Part.BODY and not event.data and not self._is_tunnel:
+            return []  # Envoy 1.35 to 1.37 was reported to end a large body twice (envoy#46237)
         return self._pass_frame(event, now)
 
     # -- refusing ------------------------------------------------------------------------------------------------

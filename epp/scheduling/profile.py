@@ -84,7 +84,7 @@ class Profile:
             endpoints=tuple(_address(pool, slot) for slot in order[: self.picker.endpoints].tolist()),
             failures=tuple(failures),
             pool=pool,
-            page_ages=left.now - left.table._page_at[: left.table.width],
+            page_ages=left.table.page_ages(left.now),
         )
         return decision, left
 

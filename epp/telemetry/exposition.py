@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 from prometheus_client import ProcessCollector, generate_latest
 
-from epp.endpoints.table import EndpointTable, Floats, Slots
+from epp.endpoints.table import EndpointTable
 from epp.telemetry.metrics import Metrics, RequestSeries
 from epp.telemetry.series import OTHER, Counter, Histogram
 
@@ -188,7 +188,8 @@ def _pool(sources: Sources) -> Iterator[bytes]:
     """Gauges of the endpoints that discovery lists and whose page is fresh, as those pages say."""
     table, pool = sources.table, label_text(("name",), (sources.pool,))
     fresh = table.listed[table.candidates(sources.now()).fresh()]
-    told = {column: _told(table, column, fresh) for _, column, _ in POOL_GAUGES}
+    # As told: what was sent since, which `column` adds for scorers, would show autoscalers a queue at idle servers.
+    told = {column: table.told(column, fresh) for _, column, _ in POOL_GAUGES}
     waiting = zip(map(table.endpoint, fresh.tolist()), told["waiting"].tolist(), strict=True)
     queues = [((sources.pool, _split(endpoint.name)[1]), queue) for endpoint, queue in waiting if not isnan(queue)]
     for name in (f"{CANONICAL}ready_endpoints", f"{POOL}ready_pods"):
@@ -343,12 +344,6 @@ def _by_model(rows: Iterable[tuple[Values, str, Histogram]]) -> list[tuple[str, 
             total = sums[labels[:2]] = Histogram(histogram.bounds)
         total.merge(histogram)
     return [(label_text(MODEL, labels), total) for labels, total in sums.items()]
-
-
-def _told(table: EndpointTable, column: str, slots: Slots) -> Floats:
-    """What the endpoints' pages say, NaN where they do not; without what was sent since, which `column` adds to
-    `waiting` for scorers and which would show autoscalers a queue at idle servers."""
-    return table._columns[column][slots]
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -239,6 +239,14 @@ async def test_a_kept_connection_that_the_server_closes_is_no_failure() -> None:
         assert site.failures() == {}
 
 
+async def test_a_connection_that_is_to_be_closed_is_not_used_again() -> None:
+    async with running() as site:
+        server = await site.serve(lambda: page(PAGE, "connection: close"))  # and yet the server leaves it open
+        await until(lambda: server.asked >= 5)
+        assert server.connections == server.asked
+        assert site.failures() == {}
+
+
 async def test_the_table_is_followed() -> None:
     async with running() as site:
         first = await site.serve(lambda: vllm(1), "a")
@@ -315,7 +323,8 @@ async def test_a_label_names_the_engine() -> None:
 
 async def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
     async with running() as site:
-        server = await site.serve(lambda: vllm(1))
+        long_page = page(b"vllm:num_requests_waiting 1\n" + b"#" * 900_000)  # more than one read
+        server = await site.serve(lambda: long_page)
         await until(lambda: site.waiting() == 1.0)
         for _ in range(2):
             asked = server.asked

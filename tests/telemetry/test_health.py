@@ -45,7 +45,7 @@ class Probe:
 
     async def check(self, service: str) -> int:
         answer: HealthCheckResponse = await self._check(HealthCheckRequest(service=service))
-        return answer.status
+        return int(answer.status)
 
     async def listed(self) -> dict[str, int]:
         answer = await self._list(HealthListRequest())

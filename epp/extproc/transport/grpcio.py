@@ -9,7 +9,6 @@ Rules here:
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +20,7 @@ from grpc import aio
 from epp.errors import ProtocolError
 from epp.extproc.conversation import Connection, Conversation
 from epp.extproc.exchange import Limits
+from epp.extproc.transport.deadlines import Deadlines
 from epp.picker import Picker
 
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -46,6 +46,7 @@ class GrpcioTransport:
         self._picker = picker
         self._limits = limits
         self._now = now
+        self._deadlines = Deadlines(now)
         self._peers: OrderedDict[str, Connection] = OrderedDict()
         self.streams_open = 0
         self.streams_total = 0
@@ -100,8 +101,7 @@ class GrpcioTransport:
         if deadline is None:
             message = await context.read()
         else:
-            async with asyncio.timeout(deadline - self._now()):
-                message = await context.read()
+            message = await self._deadlines.before(deadline, context.read())
         return message if isinstance(message, bytes) else None  # aio.EOF
 
     def _connection(self, peer: str) -> Connection:
