@@ -1,0 +1,119 @@
+"""The command line: the reference's spellings, exit codes, and flags that do nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from epp.errors import ConfigError
+from epp.flags import REMOVED, WITHOUT_EFFECT, ServeFlags, normalised
+from epp.server import read_config, read_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "epp", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        (["serve", "-grpc-port=9002"], ["serve", "--grpc-port=9002"]),
+        (["serve", "-grpc-port", "9002"], ["serve", "--grpc-port", "9002"]),
+        (["serve", "-v=4", "-v", "4", "--v=4"], ["serve", "-v=4", "-v", "4", "--v=4"]),
+        (["serve", "-secure-serving=false"], ["serve", "--secure-serving=false"]),
+        (["demo", "--seconds", "-1"], ["demo", "--seconds", "-1"]),
+    ],
+)
+def test_gos_single_dashes_are_ours(given: list[str], ours: list[str]) -> None:
+    assert normalised(given) == ours
+
+
+@pytest.mark.parametrize("name", sorted(REMOVED))
+def test_a_removed_flag_says_what_to_do(name: str) -> None:
+    with pytest.raises(ValueError, match="engine-type"):
+        normalised(["serve", f"--{name}=x"])
+
+
+def test_a_pool_name_without_a_source_of_endpoints_ends_with_2_and_a_clear_word() -> None:
+    ended = run("serve", "--pool-name", "my-pool", "-v=4", "--secure-serving=false")
+    assert ended.returncode == 2
+    assert "file-discovery" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("serve", "--grpc-prot=1"), "--grpc-prot"),
+        (("serve", "--max-body=lots"), "--max-body: 'lots' is not a quantity"),
+        (("serve", "--drain-timeout=soon"), "--drain-timeout: 'soon' is not a duration"),
+        (("serve", "--config-file=/nowhere/at/all.yaml"), "/nowhere/at/all.yaml"),
+        (("serve", "--config-file=a", "--config-text=b"), "keep one"),
+        (("serve", "--lora-info-metric=x"), "was removed"),
+        (("model-server", "--engine=nonsense"), "nonsense"),
+        (("model-server", "--faults=explode=1"), "explode"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_what_is_asked_wrongly_ends_with_2_and_says_why(words: tuple[str, ...], told: str) -> None:
+    ended = run(*words)
+    assert ended.returncode == 2, ended.stderr
+    assert told in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_mistake_in_the_configuration_has_its_line(tmp_path: Path) -> None:
+    config = tmp_path / "picker.yaml"
+    config.write_text("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n- type: queue-scorrer\n")
+    ended = run("serve", f"--config-file={config}")
+    assert ended.returncode == 2
+    assert f"{config}:4:" in ended.stderr
+    assert "did you mean queue-scorer?" in ended.stderr
+
+
+def test_flags_without_effect_warn_when_given_and_only_then() -> None:
+    assert list(ServeFlags().without_effect()) == []
+    assert list(ServeFlags(tracing=False, enable_pprof=False).without_effect()) == []
+    (warning,) = ServeFlags(tracing=True).without_effect()
+    assert warning.startswith("--tracing has no effect")
+    assert {field.name for field in dataclasses.fields(ServeFlags)} >= set(WITHOUT_EFFECT)
+
+
+def test_every_flag_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "serve.md").read_text()
+    names = [field.name for field in dataclasses.fields(ServeFlags)] + list(REMOVED)
+    assert [name for name in names if f"`--{name.replace('_', '-')}`" not in page and name != "v"] == []
+    assert "`-v`" in page
+
+
+def test_settings_are_read_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAMESPACE", "models")
+    settings = read_settings(ServeFlags(max_body="1Mi", drain_timeout="1m30s", refresh_metrics_interval="0s", seed=7))
+    assert settings.namespace == "models"
+    assert settings.limits.max_body == 1 << 20
+    assert settings.drain_timeout == 90.0
+    assert settings.scrape_interval > 0
+    assert settings.seed == 7
+    assert read_settings(ServeFlags(pool_namespace="other")).namespace == "other"
+
+
+def test_the_configurations_for_operators_are_read() -> None:
+    config, source = read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "file-discovery.yaml")))
+    assert source.path == "/etc/epp/endpoints.yaml"
+    assert config.warnings == ()
+    with pytest.raises(ConfigError, match="no source of endpoints"):
+        read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "default.yaml")))
+
+
+def test_help_lists_the_commands() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    assert all(name in ended.stdout for name in ("serve", "demo", "model-server"))
