@@ -134,6 +134,9 @@ class Conversation:
 
     def _finish(self, outcome: Outcome, now: float) -> None:
         assert self._ticket is not None
-        self._picker.finish(self._ticket, outcome, now)
+        try:
+            self._picker.finish(self._ticket, outcome, now)
+        except Exception as error:  # the stream still ends as it should
+            self._picker.observer.broke("the end of an exchange", error)
         if self._connection.ended(outcome):
             self._picker.observer.never_answered(self._connection.peer)

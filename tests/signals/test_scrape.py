@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from epp.endpoints.table import Endpoint, EndpointTable
-from epp.signals.response import Problem
-from epp.signals.scrape import Scraper
+from epp.signals.response import Failure, Problem
+from epp.signals.scrape import Scraper, Target
 
 pytestmark = pytest.mark.anyio
 
@@ -247,6 +247,14 @@ async def test_a_connection_that_is_to_be_closed_is_not_used_again() -> None:
         assert site.failures() == {}
 
 
+async def test_pauses_grow_with_each_failure_up_to_two_seconds() -> None:
+    scraper = Scraper(EndpointTable(), random.Random(1), interval=0.05)
+    target = Target(scraper, 0, 1, "127.0.0.1:1", None, due=0.0)
+    for longest in (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, *(2.0 for _ in range(2000))):
+        target.fail(Failure(Problem.CONNECT, "refused"), 100.0)
+        assert longest / 2 <= target.due - 100.0 <= longest
+
+
 async def test_the_table_is_followed() -> None:
     async with running() as site:
         first = await site.serve(lambda: vllm(1), "a")
@@ -323,13 +331,15 @@ async def test_a_label_names_the_engine() -> None:
 
 async def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
     async with running() as site:
-        long_page = page(b"vllm:num_requests_waiting 1\n" + b"#" * 900_000)  # more than one read
-        server = await site.serve(lambda: long_page)
-        await until(lambda: site.waiting() == 1.0)
+        server = await site.serve(lambda: vllm(1))
         for _ in range(2):
+            pages = site.scraper.counts.pages
+            await until(lambda pages=pages: site.scraper.counts.pages > pages)  # type: ignore[misc]
             asked = server.asked
+            server.gate.clear()
             await until(lambda asked=asked: server.asked > asked)  # type: ignore[misc]
             time.sleep(0.25)  # longer than the deadline
+            server.gate.set()
         pages = site.scraper.counts.pages
         await until(lambda: site.scraper.counts.pages > pages)
         assert site.failures() == {}

@@ -1,0 +1,138 @@
+"""What scraping costs: our scraper beside aiohttp's client doing the same, in the same run.
+
+`python -m bench.scrape [SERVERS [INTERVAL [SECONDS]]]` starts that many model servers on loopback (default 100), each
+with a recorded vLLM page of 57 KB, scrapes them every INTERVAL seconds (default 0.05) with one client after the other,
+each in a process of its own on uvloop, and prints the CPU that each used. Both clients read the page and tell the
+table. Below that: what reading one page costs beside a full parse by prometheus_client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from epp.endpoints.table import Endpoint, EndpointTable
+from epp.signals.page import VLLM, read_page
+from epp.signals.scrape import Scraper
+
+PAGE = Path(__file__).parents[1] / "tests" / "data" / "vllm-0.32.0" / "metrics-busy-3.txt"
+WARM_UP = 1.0
+"""Seconds before measuring: connections are opened."""
+
+Count = Callable[[], int]
+
+
+async def ours(table: EndpointTable, interval: float) -> tuple[Count, Awaitable[None]]:
+    scraper = Scraper(table, random.Random(0), interval=interval)
+    return lambda: scraper.counts.pages, asyncio.create_task(scraper.run())
+
+
+async def with_aiohttp(table: EndpointTable, interval: float) -> tuple[Count, Awaitable[None]]:
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=1), auto_decompress=False
+    )
+    rng, pages = random.Random(0), 0
+
+    async def follow(slot: int) -> None:
+        nonlocal pages
+        url = f"http://{table.endpoint(slot).address}/metrics"
+        generation = table.generation(slot)
+        await asyncio.sleep(rng.uniform(0, interval))
+        while True:
+            asked_at = time.monotonic()
+            table.page_asked(slot)
+            async with session.get(url) as response:
+                body = await response.read()
+            table.page_told(slot, generation, read_page(body, VLLM), asked_at)
+            pages += 1
+            await asyncio.sleep(max(0.0, asked_at + interval * rng.uniform(0.9, 1.1) - time.monotonic()))
+
+    async def follow_all() -> None:
+        async with session, asyncio.TaskGroup() as tasks:
+            for slot in table.listed.tolist():
+                tasks.create_task(follow(slot))
+
+    return lambda: pages, asyncio.create_task(follow_all())
+
+
+CLIENTS = {"ours": ours, "aiohttp": with_aiohttp}
+
+
+async def measure(client: str, interval: float, seconds: float, ports: list[str]) -> None:
+    """In the child: scrape for a while, print pages and CPU."""
+    table = EndpointTable()
+    table.replace([Endpoint(f"default/{port}", f"127.0.0.1:{port}") for port in ports], time.monotonic())
+    count, running = await CLIENTS[client](table, interval)
+    await asyncio.sleep(WARM_UP)
+    pages, cpu, began = count(), time.process_time(), time.monotonic()
+    await asyncio.sleep(seconds)
+    pages, cpu, took = count() - pages, time.process_time() - cpu, time.monotonic() - began
+    fresh = int(table.candidates(time.monotonic()).fresh().sum())
+    print(json.dumps({"pages": pages / took, "cores": cpu / took, "us": cpu / pages * 1e6, "fresh": fresh}))
+    assert isinstance(running, asyncio.Task)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def compare(servers: int, interval: float, seconds: float) -> None:
+    """In the parent: the servers, and one client after the other."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench.servers", str(servers), str(PAGE)], stdout=subprocess.PIPE, text=True
+    ) as backend:
+        assert backend.stdout is not None
+        ports = backend.stdout.readline().split()
+        try:
+            costs = {client: _run_client(client, interval, seconds, ports) for client in CLIENTS}
+        finally:
+            backend.terminate()
+    print(f"{servers} servers, a page of {PAGE.stat().st_size} bytes every {interval * 1000:g} ms")
+    for client, cost in costs.items():
+        ratio = cost["us"] / costs["aiohttp"]["us"]
+        print(
+            f"  {client:8} {cost['pages']:6.0f} pages/s  {cost['cores']:.3f} cores  {cost['us']:4.0f} us a page "
+            f"({ratio:.2f}x aiohttp's)  {cost['fresh']:g} endpoints fresh"
+        )
+
+
+def _run_client(client: str, interval: float, seconds: float, ports: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.scrape", client, str(interval), str(seconds), *ports]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cost: dict[str, float] = json.loads(done.stdout)
+    return cost
+
+
+def compare_reading() -> None:
+    page = PAGE.read_bytes()
+    mine = _best(lambda: read_page(page, VLLM), 1000)
+    full = _best(lambda: list(text_string_to_metric_families(page.decode())), 3)
+    print(f"reading one page: {mine:.0f} us, a full parse {full:.0f} us ({mine / full:.4f}x)")
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """Microseconds a call, the best of five rounds."""
+    rounds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        rounds.append((time.perf_counter() - began) / times)
+    return min(rounds) * 1e6
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in CLIENTS:
+        uvloop.run(measure(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))
+    else:
+        chosen = [*map(float, sys.argv[1:]), *(100.0, 0.05, 5.0)[len(sys.argv) - 1 :]]
+        compare(int(chosen[0]), chosen[1], chosen[2])
+        compare_reading()
