@@ -182,4 +182,6 @@ def with_unknown(scores: Scores, known: Bools, unknown: float) -> Scores:
     """Scores of the known, and for the rest `unknown`, but at most the mean of the known."""
     if known.all():
         return scores
-    return np.where(known, scores, min(unknown, float(scores[known].mean())) if known.any() else unknown)
+    if known.any():
+        unknown = min(unknown, float(np.sort(scores[known]).mean()))  # sorted: the same whatever the candidates' order
+    return np.where(known, scores, unknown)
