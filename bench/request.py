@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epp.demo import envoy
-from epp.demo.child import Child, child
+from epp.demo.child import Child, child, free_ports
 from epp.demo.envoy import Gateway, Picker, Response
 from tests.e2e import serving
 
@@ -159,7 +159,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         addresses = [f"127.0.0.1:{port}" for port in servers.output().split()]
         flags = ("--secure-serving=false", "-v=0")
         ours = await stack.enter_async_context(serving.picker(folder, "picker", addresses, *flags, scorers=SCORERS))
-        (port,) = serving.free_ports(1)
+        (port,) = free_ports(1)
         bare_address = f"127.0.0.1:{port}"
         command = (sys.executable, "-m", "bench.bare", bare_address, addresses[0])
         bare = await stack.enter_async_context(child("bare", *command, folder=folder))

@@ -18,7 +18,11 @@ from hypothesis import settings
 
 REQUIRE_ALL = os.environ.get("EPP_REQUIRE_ALL", "") not in ("", "0")
 
-settings.register_profile("epp", deadline=None, max_examples=int(os.environ.get("EPP_EXAMPLES", "100")))
+IS_CI = os.environ.get("CI") == "true"
+# CI takes the same examples every time: what lands must not depend on luck. Elsewhere every run tries new ones.
+settings.register_profile(
+    "epp", deadline=None, derandomize=IS_CI, max_examples=int(os.environ.get("EPP_EXAMPLES", "100"))
+)
 settings.load_profile("epp")
 
 

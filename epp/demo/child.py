@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -114,6 +115,13 @@ async def child(
         finally:
             running.kill()
             atexit.unregister(running.kill)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now, and that nobody is likely to take before a child does."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def _die_with_parent(parent: int) -> Callable[[], None] | None:

@@ -20,7 +20,7 @@ import msgspec
 import yaml
 
 from epp.demo import envoy
-from epp.demo.child import Child, child
+from epp.demo.child import Child, child, free_ports
 from epp.sim.workload import Workload
 
 FLEET = 4
@@ -140,15 +140,6 @@ async def _answers(process: Child, url: str) -> bool:
 
 def _epp(*words: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "epp", *words)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now, and that nobody is likely to take before we do."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _gateway_ports() -> tuple[dict[str, int], tuple[str, ...]]:

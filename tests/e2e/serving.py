@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ import grpc.aio
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from epp.demo.child import Child, child
+from epp.demo.child import Child, child, free_ports
 
 QUEUE_ALONE = {"queue-scorer": 1.0}
 """One scorer, so that a test can say which server is the better one."""
@@ -114,13 +113,6 @@ def write_listing(path: Path, endpoints: Iterable[str]) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(yaml.safe_dump({"endpoints": entries}))
     beside.rename(path)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 async def until(look: Callable[[], Awaitable[object]], expected: object, within: float = 5.0) -> None:

@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 
 from epp.demo import envoy
-from epp.demo.child import Child, child
+from epp.demo.child import Child, child, free_ports
 from epp.load.client import Load, run_load
 from epp.load.results import Result
 from epp.sim.workload import DEMO
@@ -134,7 +134,7 @@ class Chaos:
 
     async def _join(self) -> None:
         self.done["joined"] += 1
-        (port,) = serving.free_ports(1)
+        (port,) = free_ports(1)
         server = Server(port)
         self.servers.append(server)
         await server.start(self._folder)
@@ -148,7 +148,7 @@ class Chaos:
 
 @contextlib.asynccontextmanager
 async def fleet(folder: Path) -> AsyncIterator[list[Server]]:
-    servers = [Server(port) for port in serving.free_ports(FLEET)]
+    servers = [Server(port) for port in free_ports(FLEET)]
     try:
         await asyncio.gather(*(server.start(folder) for server in servers))
         yield servers
