@@ -1,0 +1,1 @@
+"""Which servers are there? Endpoints from a file. Edge."""

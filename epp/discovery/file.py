@@ -6,7 +6,9 @@ Rules here:
   were good go on being used, whatever became of the file.
 - A DNS name stands for all its addresses, looked up again and again; one that cannot be looked up keeps those it had.
 - The file is watched by asking for its inode, size and time: that sees a rename, a write in place and the swap of a
-  ConfigMap's symlink alike, for a few microseconds a second.
+  ConfigMap's symlink alike, for a few microseconds a second. It is read once two looks in a row saw the same, so that
+  half a file that is being written is not taken for a small one; and in a thread, since 1,000 endpoints take 0.3 s.
+- What is wrong with a name is told when it begins and when it is over, not at each look-up.
 Rejected: inotify (a library, and it needs the folder of each symlink on the way watched too).
 Source: llm-d router, file-discovery: `endpoints[]{name, namespace, address, port, labels}`, at most 1 MiB; labels
 `metricsAddress` and `metricsPort` as in its multi-cluster form. Names, IPv6 and DNS are ours: there only IPv4.
@@ -26,7 +28,7 @@ from typing import Final
 import msgspec
 
 from epp.config.document import At, ConfigErrors, Document, Place
-from epp.endpoints.table import Endpoint, EndpointTable, address_text
+from epp.endpoints.table import Endpoint, EndpointTable, address_text, host_text
 from epp.errors import ConfigError
 
 logger = logging.getLogger("epp.discovery")
@@ -59,11 +61,8 @@ class Entry(msgspec.Struct, frozen=True):
     def endpoint(self, ip: str) -> Endpoint:
         """The endpoint at one of the entry's addresses."""
         name = f"{self.name}-{ip}" if self.is_dns else self.name
-        metrics = f"{self.labels.get('metricsAddress', ip)}:{self.labels.get('metricsPort', self.port)}"
-        if _is_ip(self.labels.get("metricsAddress", ip)):
-            metrics = address_text(
-                self.labels.get("metricsAddress", ip), int(self.labels.get("metricsPort", self.port))
-            )
+        host, port = self.labels.get("metricsAddress", ip), int(self.labels.get("metricsPort", self.port))
+        metrics = address_text(host, port) if _is_ip(host) else f"{host}:{port}"
         return Endpoint(name, address_text(ip, self.port), self.labels, metrics)
 
 
@@ -101,7 +100,11 @@ class FileDiscovery:
         self._now = now
         self._entries: tuple[Entry, ...] = ()
         self._seen: tuple[int, int, int] | None = None
+        """Signature of the file as it was read last."""
+        self._changing: tuple[int, int, int] | None = None
+        """Signature at the last look."""
         self._resolved: dict[str, tuple[str, ...]] = {}
+        self._troubles: dict[str, str] = {}
         self.failed_reloads = 0
         """Times that a changed file was not taken."""
 
@@ -111,8 +114,8 @@ class FileDiscovery:
         Raises:
             ConfigError: it cannot be read, or everything that is wrong with it.
         """
-        self._seen = self._signature()
-        self._entries = self._read()
+        self._seen = self._changing = self._signature()
+        self._entries = await asyncio.to_thread(self._read)
         await self._fill()
 
     async def run(self) -> None:
@@ -120,16 +123,21 @@ class FileDiscovery:
         looked_up = self._now()
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            if self._watch and self._signature() != self._seen:
+            if self._watch and self._has_changed():
                 await self._reload()
             elif self._now() - looked_up >= LOOKUP_INTERVAL and any(entry.is_dns for entry in self._entries):
                 looked_up = self._now()
                 await self._fill()
 
+    def _has_changed(self) -> bool:
+        """The file is another than the one that was read, and nobody is writing it any more."""
+        before, self._changing = self._changing, self._signature()
+        return self._changing != self._seen and self._changing == before
+
     async def _reload(self) -> None:
-        self._seen = self._signature()
+        self._seen = self._changing
         try:
-            self._entries = self._read()
+            self._entries = await asyncio.to_thread(self._read)
         except ConfigError as error:
             self.failed_reloads += 1
             logger.error("the endpoints file is not taken, the last good one stays in use: %s", error)
@@ -147,30 +155,43 @@ class FileDiscovery:
             return read_entries(data.decode("utf-8"), file)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot be read: {error}", file=file) from error
+        except RecursionError as error:
+            raise ConfigError("nested too deeply to be a list of endpoints", file=file) from error
 
     async def _fill(self) -> None:
-        """Look names up, and list what there is."""
-        endpoints = [entry.endpoint(ip) for entry in self._entries for ip in await self._addresses(entry)]
-        self._table.replace(endpoints, self._now())
+        """Look names up, and list what there is. Of two entries that lead to one address the first counts."""
+        troubles: dict[str, str] = {}
+        found = await asyncio.gather(*(self._addresses(entry, troubles) for entry in self._entries))
+        endpoints: dict[str, Endpoint] = {}
+        for entry, ips in zip(self._entries, found, strict=True):
+            for endpoint in map(entry.endpoint, ips):
+                first = endpoints.setdefault(endpoint.address, endpoint)
+                if first is not endpoint:
+                    troubles[endpoint.name] = (
+                        f"{endpoint.address} is that of {first.name} already; this one is left out"
+                    )
+        self._table.replace(endpoints.values(), self._now())
+        self._tell(troubles)
 
-    async def _addresses(self, entry: Entry) -> tuple[str, ...]:
+    async def _addresses(self, entry: Entry, troubles: dict[str, str]) -> tuple[str, ...]:
         if not entry.is_dns:
             return (entry.host,)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(entry.host, entry.port, type=socket.SOCK_STREAM)
         except OSError as error:
             had = self._resolved.get(entry.host, ())
-            logger.warning(
-                "%s: %s cannot be looked up (%s); %s",
-                entry.place.error(entry.name),
-                entry.host,
-                error.strerror,
-                f"its last {len(had)} addresses stay in use" if had else "it has no addresses yet",
-            )
+            then = f"its last {len(had)} addresses stay in use" if had else "it has no addresses yet"
+            troubles[entry.name] = f"{entry.host} cannot be looked up ({error.strerror}); {then}"
             return had
-        ips = tuple(sorted({str(address[4][0]) for address in found}))
-        self._resolved[entry.host] = ips
+        ips = self._resolved[entry.host] = tuple(sorted({str(address[4][0]) for address in found}))
         return ips
+
+    def _tell(self, troubles: dict[str, str]) -> None:
+        for name in troubles.keys() - self._troubles.keys():
+            logger.warning("endpoint %s: %s", name, troubles[name])
+        for name in self._troubles.keys() - troubles.keys():
+            logger.info("endpoint %s: no longer so: %s", name, self._troubles[name])
+        self._troubles = troubles
 
     def _signature(self) -> tuple[int, int, int] | None:
         """Changes whenever the file does; None: there is none."""
@@ -195,10 +216,12 @@ def _entry(document: Document, item: At) -> Entry | None:
     host = document.text(fields["address"]) if "address" in fields else ""
     port = _port(document, fields["port"]) if "port" in fields else 0
     labels = document.value(fields["labels"], dict[str, str]) if "labels" in fields else {}
-    if host and not _is_ip(host) and not _is_dns(host):
+    if host and not _is_host(host):
         document.complain(fields["address"], f"{host!r} is neither an IP address nor a DNS name")
     if labels and not _is_port(labels.get("metricsPort", "1")):
         document.complain(fields["labels"], "the label metricsPort must be a number from 1 to 65535")
+    if labels and not _is_host(labels.get("metricsAddress", "localhost")):
+        document.complain(fields["labels"], "the label metricsAddress must be an IP address or a DNS name")
     if len(document.errors) > before:
         return None
     return Entry(f"{namespace}/{name}", host or "", port, labels or {}, document.place(item))
@@ -214,12 +237,21 @@ def _port(document: Document, at: At) -> int:
 
 
 def _refuse_twins(document: Document, entries: list[Entry]) -> None:
-    for what, key in (("name", lambda entry: entry.name), ("address", lambda entry: (entry.host, entry.port))):
+    for what, key in (("name", lambda entry: entry.name), ("address", _where)):
         first: dict[object, Entry] = {}
         for entry in entries:
             twin = first.setdefault(key(entry), entry)
             if twin is not entry:
                 document.errors.append(entry.place.error(f"the {what} is the same as that of line {twin.place.line}"))
+
+
+def _where(entry: Entry) -> tuple[str, int]:
+    """The entry's address, however it is spelled."""
+    return entry.host.lower().rstrip(".") if entry.is_dns else host_text(entry.host), entry.port
+
+
+def _is_host(text: str) -> bool:
+    return _is_ip(text) or _is_dns(text)
 
 
 def _is_ip(host: str) -> bool:
@@ -236,4 +268,4 @@ def _is_dns(host: str) -> bool:
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text) <= 65535
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535

@@ -152,8 +152,13 @@ class EndpointTable:
             self._relist()
 
     def replace(self, endpoints: Iterable[Endpoint], now: float) -> None:
-        """List exactly these endpoints, in this order where they are new; of two of one name the later one counts."""
-        wanted = {endpoint.name: endpoint for endpoint in endpoints}
+        """List exactly these endpoints, in this order where they are new.
+
+        Of two with one name, or with one address, the later one counts.
+        """
+        named = {endpoint.name: endpoint for endpoint in endpoints}
+        addressed = {endpoint.address: endpoint for endpoint in named.values()}
+        wanted = {endpoint.name: endpoint for endpoint in addressed.values()}
         for name, slot in list(self._by_name.items()):
             if name not in wanted or wanted[name].address != self._row(slot).endpoint.address:
                 self._leave(slot)

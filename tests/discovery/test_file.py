@@ -88,7 +88,16 @@ def test_every_mistake_is_told_with_its_line() -> None:
             "the name is the",
         ),
         ("endpoints: [{name: a, address: 10.0.0.1, port: 1}, {name: b, address: 10.0.0.1, port: 1}]", "the address is"),
+        (
+            "endpoints: [{name: a, address: 'fd00::1', port: 1}, {name: b, address: 'FD00:0::1', port: 1}]",
+            "the address is the same as that of line 1",
+        ),
         ("endpoints: [{name: a, address: -x, port: 1}]", "neither an IP address nor"),
+        (
+            "endpoints: [{name: a, address: 10.0.0.1, port: 1, labels: {metricsAddress: 'a b'}}]",
+            "the label metricsAddress must be an IP address or a DNS name",
+        ),
+        ("endpoints: [{name: a, address: 10.0.0.1, port: " + "9" * 5000 + "}]", "expected a port"),
         ("endpoints: [{name: a, address: 10.0.0.1, port: 1, labels: {metricsPort: no}}]", "labels"),
     ],
 )
@@ -110,6 +119,87 @@ async def test_a_file_that_cannot_be_read_ends_the_start(tmp_path: Path) -> None
     (tmp_path / "large.yaml").write_text("#" * ((1 << 20) + 1))
     with pytest.raises(ConfigError, match="larger than"):
         await FileDiscovery(tmp_path / "large.yaml", False, EndpointTable(), time.monotonic).load_once()
+
+
+@pytest.mark.anyio
+async def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        await FileDiscovery(tmp_path / "deep.yaml", False, EndpointTable(), time.monotonic).load_once()
+
+
+@pytest.mark.anyio
+async def test_of_two_entries_that_lead_to_one_address_the_first_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "endpoints.yaml"
+    path.write_text("endpoints: [{name: a, address: 127.0.0.1, port: 8}, {name: b, address: localhost, port: 8}]")
+    table = EndpointTable()
+    reading = FileDiscovery(path, False, table, time.monotonic)
+    await reading.load_once()
+    assert table.endpoint(0).name == "default/a"
+    assert addresses(table).count("127.0.0.1:8") == 1
+    listed = table.listed
+    await reading.load_once()
+    assert table.listed is listed
+    assert [record.getMessage() for record in caplog.records] == [
+        "endpoint default/b-127.0.0.1: 127.0.0.1:8 is that of default/a already; this one is left out"
+    ]
+
+
+@pytest.mark.anyio
+async def test_a_name_is_looked_up_again_and_keeps_what_it_had_when_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(discovery, "WATCH_INTERVAL", 0.001)
+    monkeypatch.setattr(discovery, "LOOKUP_INTERVAL", 0.001)
+    caplog.set_level("INFO")
+    answers = [["10.0.0.1", "10.0.0.2"], ["10.0.0.3", "10.0.0.2", "fd00::1"], [], [], ["10.0.0.9"]]
+    listed: list[dict[str, int]] = []
+    table = EndpointTable()
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        listed.append({table.endpoint(slot).address: table.generation(slot) for slot in table.listed.tolist()})
+        found = answers[min(len(listed), len(answers)) - 1]
+        if not found:
+            raise OSError(-3, "try again")
+        return [(0, 0, 0, "", (ip, port)) for ip in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    path = tmp_path / "endpoints.yaml"
+    path.write_text("endpoints: [{name: a, address: pods.example, port: 80}]")
+    reading = FileDiscovery(path, False, table, time.monotonic)
+    await reading.load_once()
+    following = asyncio.create_task(reading.run())
+    async with asyncio.timeout(5):
+        while len(listed) < 6:
+            await asyncio.sleep(0.001)
+    following.cancel()
+    assert [sorted(addresses) for addresses in listed[1:6]] == [
+        ["10.0.0.1:80", "10.0.0.2:80"],
+        ["10.0.0.2:80", "10.0.0.3:80", "[fd00::1]:80"],
+        ["10.0.0.2:80", "10.0.0.3:80", "[fd00::1]:80"],
+        ["10.0.0.2:80", "10.0.0.3:80", "[fd00::1]:80"],
+        ["10.0.0.9:80"],
+    ]
+    assert listed[1]["10.0.0.2:80"] == listed[4]["10.0.0.2:80"]
+    begins, ends = (record.getMessage() for record in caplog.records)
+    assert begins == (
+        "endpoint default/a: pods.example cannot be looked up (try again); its last 3 addresses stay in use"
+    )
+    assert ends.startswith("endpoint default/a: no longer so: ")
+
+
+def test_a_file_that_is_being_written_is_not_read_yet(tmp_path: Path) -> None:
+    path = tmp_path / "endpoints.yaml"
+    watching = FileDiscovery(path, True, EndpointTable(), time.monotonic)
+    text = "endpoints: [{name: a, address: 10.0.0.1, port: 1}"
+    assert not watching._has_changed()
+    for more in (text, ", {name: b, address: 10.0.0.2, port: 1}", "]"):
+        with path.open("a") as stream:
+            stream.write(more)
+        assert not watching._has_changed()
+    assert watching._has_changed()
 
 
 @pytest.mark.anyio

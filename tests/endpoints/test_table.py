@@ -111,6 +111,16 @@ def test_two_names_that_swap_addresses_under_load_are_both_listed() -> None:
     assert [inflight(table, slot) for slot in table.listed.tolist()] == [0.0, 0.0]
 
 
+def test_a_list_that_has_an_address_twice_changes_nothing_the_second_time() -> None:
+    table = EndpointTable()
+    twice = [server("a", A), server("b", A)]
+    table.replace(twice, 0.0)
+    listed = table.listed
+    assert table.endpoint(listed[0]).name == "default/b"
+    table.replace(twice, 1.0)
+    assert table.listed is listed
+
+
 def test_a_slot_used_again_has_another_generation_and_ignores_the_old_page() -> None:
     table = EndpointTable()
     slot = table.put(server("a", A), 0.0)

@@ -55,9 +55,11 @@ class PageServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        """Wait until nobody is connected any more, and close."""
+        self.gate.set()
+        await until(lambda: self.open == 0)
         if self._server is not None:
             self._server.close()
-            self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -122,8 +124,6 @@ async def running() -> AsyncIterator[Site]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         for server in site.servers:
-            server.gate.set()
-            await until(lambda server=server: server.open == 0)  # type: ignore[misc]
             await server.stop()
 
 
@@ -131,6 +131,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def more(count: Callable[[], int]) -> None:
+    before = count()
+    await until(lambda: count() > before)
 
 
 async def test_pages_come_again_and_again_over_one_connection() -> None:
@@ -203,8 +208,7 @@ async def test_trouble_is_told_once_when_it_begins_and_once_when_it_ends(caplog:
         server.answer = lambda: vllm(1)
         await until(lambda: site.waiting() == 1.0)
         server.answer = lambda: page(b"no", status="503 Busy")  # again within a minute: flapping fills no log
-        failures = site.failures()[Problem.STATUS]
-        await until(lambda: site.failures()[Problem.STATUS] > failures)
+        await more(lambda: site.failures()[Problem.STATUS])
         server.answer = lambda: vllm(3)
         await until(lambda: site.waiting() == 3.0)
     begins, ends = (record.getMessage() for record in caplog.records)
@@ -263,8 +267,7 @@ async def test_the_table_is_followed() -> None:
         await until(lambda: site.waiting("b") == 2.0)
         site.table.drop("default/a")
         await until(lambda: first.open == 0)
-        pages = site.scraper.counts.pages
-        await until(lambda: site.scraper.counts.pages > pages)
+        await more(lambda: site.scraper.counts.pages)
         site.list(first, "c")
         await until(lambda: site.waiting("c") == 1.0)
         site.table.put(  # its metrics are somewhere else now
@@ -296,8 +299,7 @@ async def test_requests_sent_while_a_page_is_under_way_count_on_top_of_it() -> N
         early = site.table.admit(0)
         await until(lambda: site.waiting() == 3.0)
         server.gate.clear()
-        asked = server.asked
-        await until(lambda: server.asked > asked)
+        await more(lambda: server.asked)
         late = site.table.admit(0)
         pages = site.scraper.counts.pages
         server.gate.set()
@@ -333,15 +335,12 @@ async def test_a_loop_that_stood_still_is_not_the_servers_fault() -> None:
     async with running() as site:
         server = await site.serve(lambda: vllm(1))
         for _ in range(2):
-            pages = site.scraper.counts.pages
-            await until(lambda pages=pages: site.scraper.counts.pages > pages)  # type: ignore[misc]
-            asked = server.asked
+            await more(lambda: site.scraper.counts.pages)
             server.gate.clear()
-            await until(lambda asked=asked: server.asked > asked)  # type: ignore[misc]
+            await more(lambda: server.asked)
             time.sleep(0.25)  # longer than the deadline
             server.gate.set()
-        pages = site.scraper.counts.pages
-        await until(lambda: site.scraper.counts.pages > pages)
+        await more(lambda: site.scraper.counts.pages)
         assert site.failures() == {}
 
 
