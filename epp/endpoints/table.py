@@ -122,6 +122,7 @@ class EndpointTable:
         self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
         self._recent: Floats = np.empty(0)
         self._page_at: Floats = np.empty(0)
+        self._told_at: dict[str, Floats] = {name: np.empty(0) for name in GAUGES}
         self._joined_at: Floats = np.empty(0)
         self._last_join = -np.inf
         self._listed: Slots = np.empty(0, np.int64)
@@ -232,6 +233,7 @@ class EndpointTable:
         for name in GAUGES:
             value = getattr(page, name)
             self._columns[name][slot] = np.nan if value is None else value
+            self._told_at[name][slot] = -np.inf if value is None else now
         for name in FACTS:
             value = getattr(page, name)
             if value is not None:
@@ -308,11 +310,12 @@ class EndpointTable:
         values = self._columns[name][slots]
         if name in COUNTS:
             return values, np.ones(len(slots), np.bool_)
-        known = ~np.isnan(values)
-        if name in GAUGES:
-            known &= now - self._page_at[slots] <= self.freshness
-            if name == "waiting":
-                values = values + self._recent[slots]
+        if name in FACTS:
+            return values, ~np.isnan(values)
+        known = now - self._told_at[name][slots] <= self.freshness
+        if name == "waiting":
+            values += self._recent[slots]
+        if not known.all():
             values[~known] = np.nan
         return values, known
 
@@ -381,6 +384,7 @@ class EndpointTable:
             size = max(16, 2 * slot)
             self._columns = {name: _grown(column, size) for name, column in self._columns.items()}
             self._adapters = {name: _grown(column, size) for name, column in self._adapters.items()}
+            self._told_at = {name: _grown(column, size) for name, column in self._told_at.items()}
             self._recent, self._page_at = _grown(self._recent, size), _grown(self._page_at, size)
             self._joined_at = _grown(self._joined_at, size)
         return slot
@@ -391,6 +395,8 @@ class EndpointTable:
         self._rows[slot] = Slot(endpoint, self._generation)
         for name, column in self._columns.items():
             column[slot] = 0.0 if name in COUNTS else np.nan
+        for column in self._told_at.values():
+            column[slot] = -np.inf
         self._recent[slot] = 0.0
         self._page_at[slot] = -np.inf
 

@@ -34,7 +34,7 @@ def queue(request: Request, candidates: Candidates, params: LoadParams) -> Score
 
     Score: (longest - waiting) / (longest - shortest) among the known; all 1 when equal.
     """
-    return lowest_first(candidates.column("waiting")[0], params.unknown)
+    return lowest_first(*candidates.column("waiting"), params.unknown)
 
 
 @scorer("running-requests-size-scorer", params=LoadParams, needs=("running",))
@@ -43,7 +43,7 @@ def running(request: Request, candidates: Candidates, params: LoadParams) -> Sco
 
     Score: (most - running) / (most - fewest) among the known; all 1 when equal.
     """
-    return lowest_first(candidates.column("running")[0], params.unknown)
+    return lowest_first(*candidates.column("running"), params.unknown)
 
 
 @scorer("kv-cache-utilization-scorer", params=LoadParams, needs=("kv_usage",))
@@ -165,15 +165,14 @@ class PrefixCache:
 prefix_cache = scorer("prefix-cache-scorer", params=PrefixParams, needs=(PREFIX_MATCH,))(PrefixCache)
 
 
-def lowest_first(values: Floats, unknown: float) -> Scores:
+def lowest_first(values: Floats, known: Bools, unknown: float) -> Scores:
     """Score 1 for the lowest value, 0 for the highest, and by distance between; all 1 when equal.
 
     Args:
         values: shape (N,), NaN where unknown.
-        unknown: the score where the value is unknown.
+        unknown: the score where the value is unknown, but at most the mean of the known ones' scores.
     """
-    known = ~np.isnan(values)
-    highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)
+    highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)  # they skip NaN
     scores = (highest - values) / (highest - lowest) if highest > lowest else np.ones(len(values))
     return with_unknown(scores, known, unknown)
 
