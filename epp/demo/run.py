@@ -17,7 +17,7 @@ from rich.table import Table
 from epp.demo import phases
 from epp.demo.phases import Phase
 from epp.demo.site import Site, running
-from epp.demo.view import INTERVAL, View
+from epp.demo.view import INTERVAL, View, try_it
 from epp.sim.workload import DEMO
 
 
@@ -44,7 +44,8 @@ async def run_demo(*, seconds: float | None, seed: int, as_json: bool) -> int:
             async with running(Path(folder), DEMO, seed) as site:
                 for note in site.notes:
                     console.print(note, style="yellow")
-                console.print(f"gateway with the picker: {site.picker_url}   round robin: {site.round_robin_url}")
+                console.print(f"gateway with the picker: {site.picker_url}, with round robin: {site.round_robin_url}")
+                console.print(f"try it: {try_it(site)}", soft_wrap=True, highlight=False)
                 await _watched(site, seconds, seed, console, done)
         except asyncio.CancelledError:
             console.print("stopped", style="dim")

@@ -22,6 +22,7 @@ from epp.endpoints.table import Page
 from epp.load.client import Load
 from epp.load.results import percentile
 from epp.signals.page import read_page, recognise
+from epp.sim.workload import DEMO
 
 INTERVAL = 0.5
 """Seconds between two looks."""
@@ -77,8 +78,7 @@ class View:
             f"  {names.get(phase.workload.name, phase.workload.name)}, {phase.workload.rate:g} requests/s on each side",
             f", {left:.0f} s left in this phase\n",
             ("  try it: ", "dim"),
-            f"curl -s {self._site.picker_url}/v1/chat/completions -d "
-            f'\'{{"model":"{phase.workload.model}","messages":[{{"role":"user","content":"hello"}}]}}\'',
+            try_it(self._site),
         )
         for note in self._site.notes:
             head.append(f"\n  {note}", "yellow")
@@ -139,6 +139,12 @@ class View:
         for decision in self._decisions:
             lines.append_text(_explained(decision, servers))
         return Panel(lines, title="why (latest first)", title_align="left", expand=False)
+
+
+def try_it(site: Site) -> str:
+    """A line for a person's own shell."""
+    body = f'{{"model":"{DEMO.model}","messages":[{{"role":"user","content":"hello"}}]}}'
+    return f"curl -s {site.picker_url}/v1/chat/completions -d '{body}'"
 
 
 def _explained(decision: dict[str, Any], servers: dict[str, int]) -> Text:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from epp.demo.envoy import envoy_binary
@@ -80,10 +83,22 @@ async def running(process: asyncio.subprocess.Process) -> bytes:
     return printed
 
 
+async def as_curl_would(printed: str) -> Any:
+    """Do what the printed line says: `curl -s URL -d BODY` posts a body with a form's content type."""
+    (line,) = (line for line in printed.splitlines() if line.startswith("try it: "))
+    curl, silent, url, data, body = shlex.split(line.removeprefix("try it: "))
+    assert (curl, silent, data) == ("curl", "-s", "-d")
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+        assert response.status == 200
+        return json.loads(await response.read())
+
+
 async def test_ctrl_c_ends_an_endless_run_in_good_order(tmp_path: Path) -> None:
     process = await start(folder=tmp_path)
     printed = await running(process)
     assert b"gateway with the picker: http://127.0.0.1:" in printed
+    assert (await as_curl_would(printed.decode()))["object"] == "chat.completion"
     process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
