@@ -20,7 +20,7 @@ from epp.telemetry.views import decisions, endpoints
 from tests.contract.transport import picker_for
 from tests.watching import Watch
 
-A, B, C = "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000"
+A, B, C, D = "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000", "10.0.0.4:8000"
 POST: Headers = ((":method", b"POST"), (":path", b"/v1/completions"), ("x-request-id", b"r-1"))
 OK: Headers = ((":status", b"200"), ("content-type", b"application/json"))
 
@@ -84,17 +84,18 @@ def test_an_empty_pool_is_a_503() -> None:
 
 
 def test_the_endpoint_that_served_gets_the_count_and_those_before_it_a_failure() -> None:
-    picker = picker_for((A, B, C), Watch())
+    picker = picker_for((A, B, C, D), Watch())
     for _ in range(5):
         ticket = decide(picker)
         assert ticket.endpoint.address == A
         picker.response_started(ticket, OK, B, now=0.0, bodies_seen=False)
-        assert inflight(picker) == [0, 1, 0]
+        assert inflight(picker) == [0, 1, 0, 0]
         picker.finish(ticket, Outcome.COMPLETE, now=0.0)
-    assert inflight(picker) == [0, 0, 0]
-    ticket = decide(picker)  # five failures in a row have ejected the first
+    assert inflight(picker) == [0, 0, 0, 0]
+    ticket = decide(picker)  # five failures in a row have ejected the first, and nobody after the one that served
     assert ticket.endpoint.address == B
-    assert [exclusion.name for exclusion in ticket.decision.exclusions] == ["ejected"]
+    ((name, slots),) = [(each.name, each.slots.tolist()) for each in ticket.decision.exclusions]
+    assert (name, slots) == ("ejected", [picker.table.slot_at(A)])
 
 
 def test_an_endpoint_outside_the_pool_that_served_changes_nothing() -> None:
@@ -121,10 +122,10 @@ def test_guards_add_up() -> None:
         ticket = decide(picker, now=100.0)
         picker.response_started(ticket, ((":status", b"502"),), None, now=100.0, bodies_seen=False)
         picker.finish(ticket, Outcome.COMPLETE, now=100.0)
-    new = picker.table.put(Endpoint("default/new", "10.0.0.4:8000"), now=100.0)
+    new = picker.table.put(Endpoint("default/new", D), now=100.0)
     picker.table.page_told(new, picker.table.generation(new), Page(waiting=0.0), now=100.0)
-    assert decide(picker, subset=(A, B, "10.0.0.4"), now=101.0).endpoint.address == "10.0.0.4:8000"
-    ticket = decide(picker, subset=(A, B, "10.0.0.4"), now=101.0)  # one is what a new endpoint gets at first
+    assert decide(picker, subset=(A, B, D), now=101.0).endpoint.address == D
+    ticket = decide(picker, subset=(A, B, D), now=101.0)  # one is what a new endpoint gets at first
     assert ticket.endpoint.address == B
     assert [exclusion.name for exclusion in ticket.decision.exclusions] == ["subset", "ejected", "slow-start"]
 

@@ -108,7 +108,7 @@ class Exchange:
 
     def __repr__(self) -> str:
         counted = ", counted" if self._is_counted else ""
-        return f"<Exchange [{self.state.value}{counted} | {self._size} bytes]>"
+        return f"<Exchange [{self.state.value}{counted} | {sum(map(len, self._pieces))} bytes held]>"
 
     def receive(self, event: Event, now: float) -> list[Action]:
         """Take one event, return what to do, in order.

@@ -11,7 +11,16 @@ from epp.errors import InternalError, ProtocolError
 from epp.extproc import events
 from epp.extproc.actions import SendBufferedBody, SendImmediateResponse, SendRequestHeaders
 from epp.extproc.codec import Codec
-from epp.extproc.events import BodylessRequest, BodyMode, Modes, RequestData, RequestStarted, TunnelRequested
+from epp.extproc.events import (
+    BodylessRequest,
+    BodyMode,
+    Modes,
+    Part,
+    RequestData,
+    RequestEnded,
+    RequestStarted,
+    TunnelRequested,
+)
 from tests.extproc import oracle
 from tests.extproc.transcripts import ALL, WORDS, Immediate, Inside, Transcript
 
@@ -39,6 +48,13 @@ def test_what_envoy_says_and_what_it_hears_is_what_the_transcript_says(transcrip
 def test_without_protocol_config_bodies_are_full_duplex() -> None:
     event = Codec().decode(oracle.message(RequestStarted(WORDS["POST"]), None).SerializeToString())
     assert event == RequestStarted(WORDS["POST"], Modes(BodyMode.FULL_DUPLEX, BodyMode.FULL_DUPLEX))
+
+
+def test_a_buffered_body_is_whole_though_trailers_follow_and_its_flag_is_clear() -> None:
+    codec = Codec()
+    codec.decode(oracle.message(RequestStarted(WORDS["POST"]), Modes(BodyMode.BUFFERED)).SerializeToString())
+    data = oracle.message(RequestData(b"whole"), None).SerializeToString()
+    assert codec.decode(data) == RequestEnded(Part.BODY, b"whole")
 
 
 def test_header_values_are_read_from_raw_value_then_value() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ep
 
-from epp.errors import NoEndpoint, Refusal
+from epp.errors import NoEndpoint, ProtocolError, Refusal
 from epp.extproc.conversation import SILENT_EXCHANGES, Connection, Conversation
 from epp.extproc.events import BodylessRequest, BodyMode, Modes, Part, RequestEnded, RequestStarted, ResponseStarted
 from epp.extproc.exchange import Limits
@@ -63,6 +64,17 @@ def test_a_mistake_of_ours_at_the_end_is_told_and_the_request_is_counted_out() -
     conversation.lose(2.0)
     assert inflight(picker) == 0
     assert len(watch.mistakes) == len(watch.outcomes) == 1
+
+
+def test_a_peer_that_breaks_the_protocol_has_its_request_counted_out() -> None:
+    watch = Watch()
+    picker = picker_for(("10.0.0.1:8000",), watch)
+    conversation = Conversation(picker, Limits(), Connection("test"), 0.0)
+    conversation.receive(GET, 0.0)
+    with pytest.raises(ProtocolError):
+        conversation.receive(GET, 0.0)
+    assert inflight(picker) == 0
+    watch.check()
 
 
 def test_refusals_are_told_with_what_was_read_of_the_request() -> None:

@@ -191,8 +191,23 @@ def test_an_eviction_counts_the_request_out() -> None:
     assert finished == Finished(WORDS["REFUSED"])
 
 
-def test_repr_says_where_the_exchange_is() -> None:
+def test_repr_says_where_the_exchange_is_and_what_it_holds() -> None:
     exchange = Exchange(Limits())
     exchange.receive(RequestStarted(POST), now=0.0)
     exchange.receive(RequestData(b"12345"), now=0.0)
-    assert repr(exchange) == "<Exchange [reading | 5 bytes]>"
+    assert repr(exchange) == "<Exchange [reading | 5 bytes held]>"
+    exchange.receive(RequestEnded(Part.BODY, b""), now=0.0)
+    assert repr(exchange) == "<Exchange [deciding | 5 bytes held]>"
+    exchange.receive(Decided(("10.0.0.1:8000",)), now=0.0)
+    assert repr(exchange) == "<Exchange [forwarded, counted | 0 bytes held]>"
+
+
+@pytest.mark.parametrize(
+    "last", [Refused(NoEndpoint("none")), Expired(), Lost(), ResponseStarted(((":status", b"504"),))]
+)
+def test_a_body_that_goes_nowhere_is_not_kept(last: Event) -> None:
+    exchange = Exchange(Limits())
+    exchange.receive(RequestStarted(POST), now=0.0)
+    exchange.receive(RequestEnded(Part.BODY, b"12345"), now=0.0)
+    exchange.receive(last, now=0.0)
+    assert "| 0 bytes held" in repr(exchange)
