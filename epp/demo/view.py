@@ -138,6 +138,7 @@ class View:
         servers = {address: n for n, address in enumerate(self._site.left)}
         for decision in self._decisions:
             lines.append_text(_explained(decision, servers))
+        lines.rstrip()
         return Panel(lines, title="why (latest first)", title_align="left", expand=False)
 
 
