@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from epp.signals.page import VLLM, read_page, recognise
 from epp.sim.serve.driver import Counters
 from epp.sim.serve.page import LORA_STATES, Page
 from epp.sim.vllm import Stats
@@ -28,6 +29,16 @@ def test_lora_gauge_keeps_past_states_and_the_newest_has_the_largest_value() -> 
     page.render(stats(("a", "b"), ("c",)), Counters(), 1001.0)
     rendered = page.render(stats(("a",)), Counters(), 1002.5)
     assert lora_states(rendered) == [("a,b", "c", 1001.0), ("a", "", 1002.5)]
+
+
+def test_our_own_picker_reads_the_page_as_it_reads_vllms() -> None:
+    simulated = profile()
+    text = Page(simulated, "tiny").render(Stats(3, 5, 0.25, 0, 0, 0, ("a",), ("b",)), Counters(), 1000.0)
+    assert recognise(text) is VLLM
+    read = read_page(text, VLLM)
+    assert (read.waiting, read.running, read.kv_usage) == (3.0, 5.0, 0.25)
+    assert (read.kv_blocks, read.block_size) == (simulated.kv_blocks, simulated.block_size)
+    assert (read.running_adapters, read.waiting_adapters, read.max_lora) == (("a",), ("b",), simulated.max_lora)
 
 
 def test_lora_gauge_forgets_old_states() -> None:
