@@ -167,12 +167,12 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, stopping)
         await self._discovery.load_once()
+        await self._open_ports()
         async with asyncio.TaskGroup() as tasks:
             edges = [
                 tasks.create_task(self._keep_running("discovery", self._discovery.run)),
                 tasks.create_task(self._keep_running("scraping", self._scraper.run)),
             ]
-            await self._open_ports()
             self._health.set_ready(True)
             await stopping.wait()
             await self._drain()
@@ -229,7 +229,7 @@ class Server:
             if self._transport.streams_open:
                 busy_at = now()
             await asyncio.sleep(0.05)
-        await self._transport.server.stop(self._settings.drain_timeout - (now() - began))
+        await self._transport.server.stop(max(0.0, self._settings.drain_timeout - (now() - began)))
         await self._health_server.stop()
         await self._metrics_server.stop()
         logger.info("stopped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_mistake_in_the_configuration_has_its_line(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert f"{config}:4:" in ended.stderr
     assert "did you mean queue-scorer?" in ended.stderr
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--grpc-health-port", "--metrics-port"])
+def test_a_taken_port_is_named(flag: str, tmp_path: Path) -> None:
+    listing, config = tmp_path / "endpoints.yaml", tmp_path / "picker.yaml"
+    listing.write_text("endpoints: []")
+    config.write_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        f"plugins: [{{type: file-discovery, parameters: {{path: {listing}}}}}]\n"
+        "dataLayer: {discovery: {pluginRef: file-discovery}}\n"
+    )
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        ports = dict.fromkeys(("--grpc-port", "--grpc-health-port", "--metrics-port"), 0)
+        ports[flag] = taken.getsockname()[1]
+        given = [f"{name}={port}" for name, port in ports.items()]
+        ended = run("serve", f"--config-file={config}", "--secure-serving=false", *given)
+    assert ended.returncode == 2, ended.stderr
+    assert f"{flag} {ports[flag]} cannot be bound" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_flags_without_effect_warn_when_given_and_only_then() -> None:

@@ -44,6 +44,7 @@ def set_up(encoder: str, verbosity: int, stream: TextIO | None = None) -> None:
     handler.setFormatter(FORMATTERS[encoder]())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(ROOT).setLevel(level_of(verbosity))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a warning for each broken form that a client sends
 
 
 def level_of(verbosity: int) -> int:
