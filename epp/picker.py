@@ -47,7 +47,6 @@ class Ticket:
     """One admitted request, from its decision to its end."""
 
     __slots__ = (
-        "body",
         "decided_at",
         "decision",
         "endpoint",
@@ -64,7 +63,6 @@ class Ticket:
     def __init__(
         self,
         request: Request,
-        body: bytes | None,
         decision: Decision,
         endpoint: Endpoint,
         hold: Hold,
@@ -72,8 +70,7 @@ class Ticket:
         decided_at: float,
     ) -> None:
         self.request = request
-        self.body = body
-        """What to send instead of the client's body; None: the client's."""
+        """What was asked, without its body: a ticket lives as long as the answer takes."""
         self.decision = decision
         self.endpoint = endpoint
         """Where it runs, as far as we know: the first choice, until the proxy says otherwise."""
@@ -153,8 +150,13 @@ class Picker:
         self._stopwatch = stopwatch
         self._options = options
 
-    def decide(self, request: Request, subset: tuple[str, ...] | None, started_at: float, now: float) -> Ticket:
+    def decide(
+        self, request: Request, subset: tuple[str, ...] | None, started_at: float, now: float
+    ) -> tuple[Ticket, bytes | None]:
         """Choose where the request runs, and count it there.
+
+        Returns:
+            The ticket, and the body to send instead of the client's; None: the client's.
 
         Raises:
             Refusal: NoEndpoint, or what a plugin refuses with.
@@ -166,7 +168,7 @@ class Picker:
         body = None if request.target_model == request.model else dialects.rename(request, request.target_model)
         hold = self.table.admit(decision.first, max(0.0, decision.prompt_tokens - decision.matched_tokens))
         try:
-            ticket = Ticket(request, body, decision, self.table.endpoint(hold.slot), hold, started_at, now)
+            ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now)
             decision.cost_us = (self._stopwatch() - began) * 1e6
             request_id = text(request.headers, REQUEST_ID)
             self.records.append(Record(now, request_id, request.model, request.target_model, decision))
@@ -174,7 +176,8 @@ class Picker:
         except BaseException:
             self.table.release(hold)  # without a ticket nobody else would
             raise
-        return ticket
+        request.let_go()
+        return ticket, body
 
     def response_started(
         self, ticket: Ticket, headers: Headers, served: str | None, now: float, *, bodies_seen: bool

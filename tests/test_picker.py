@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from google.protobuf import json_format
@@ -17,7 +18,7 @@ from epp.headers import Headers
 from epp.pb import decision_pb2
 from epp.picker import Outcome, Picker, Ticket
 from epp.telemetry.views import decisions, endpoints
-from tests.contract.transport import picker_for
+from tests.contract.transport import QUEUE_ALONE, picker_for
 from tests.watching import Watch
 
 A, B, C, D = "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::3]:8000", "10.0.0.4:8000"
@@ -27,7 +28,7 @@ OK: Headers = ((":status", b"200"), ("content-type", b"application/json"))
 
 def decide(picker: Picker, *, headers: Headers = (), subset: tuple[str, ...] | None = None, now: float = 0.0) -> Ticket:
     request = dialects.read(POST + headers, b'{"model":"m","prompt":"hello"}')
-    return picker.decide(request, subset, started_at=now, now=now)
+    return picker.decide(request, subset, started_at=now, now=now)[0]
 
 
 def inflight(picker: Picker) -> list[float]:
@@ -150,7 +151,7 @@ def test_a_client_that_hangs_up_after_the_last_event_of_a_stream_has_its_whole_a
     watch = Watch()
     picker = picker_for((A,), watch)
     request = dialects.read(POST, b'{"model":"m","prompt":"hello","stream":true}')
-    ticket = picker.decide(request, None, 0.0, 0.0)
+    ticket, _ = picker.decide(request, None, 0.0, 0.0)
     picker.response_started(
         ticket, ((":status", b"200"), ("content-type", b"text/event-stream")), None, 0.0, bodies_seen=True
     )
@@ -161,10 +162,25 @@ def test_a_client_that_hangs_up_after_the_last_event_of_a_stream_has_its_whole_a
 
 def test_a_rewritten_model_is_spliced_into_the_body() -> None:
     picker = picker_for((A,), Watch())
-    ticket = decide(picker, headers=(("x-llm-d-model-name-rewrite", b"other"),))
-    assert ticket.body == b'{"model":"other","prompt":"hello"}'
-    assert ticket.request.target_model == "other"
-    assert decide(picker).body is None
+    body = b'{"model":"m","prompt":"hello"}'
+    request = dialects.read((*POST, ("x-llm-d-model-name-rewrite", b"other")), body)
+    _, sent = picker.decide(request, None, 0.0, 0.0)
+    assert sent == b'{"model":"other","prompt":"hello"}'
+    assert request.target_model == "other"
+    assert picker.decide(dialects.read(POST, body), None, 0.0, 0.0)[1] is None
+
+
+@pytest.mark.parametrize("config", [QUEUE_ALONE, ""], ids=["queue", "default"])
+def test_nothing_keeps_a_body_once_it_was_forwarded(config: str) -> None:
+    body = b'{"model":"m","prompt":"%b"}' % (b"long " * 1000)
+    before = sys.getrefcount(body)
+    picker = picker_for((A,), Watch(), config)
+    ticket, _ = picker.decide(dialects.read(POST, body), None, 0.0, 0.0)
+    assert sys.getrefcount(body) == before
+    assert ticket.request.prompt == b""
+    assert ticket.request.size_bytes == len(body)
+    picker.response_started(ticket, OK, None, 0.0, bodies_seen=True)
+    picker.finish(ticket, Outcome.COMPLETE, 0.0)
 
 
 def test_a_request_that_cannot_be_rewritten_is_not_counted() -> None:

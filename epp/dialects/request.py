@@ -123,6 +123,12 @@ class Request:
             self._messages = self.content.conversation()
         return self._messages
 
+    def let_go(self) -> None:
+        """Forget the body and all that was read from it: it has been forwarded, and answers take minutes."""
+        self.body = self.text = b""
+        self.content = Body()
+        self._prompt, self._messages = b"", ()
+
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} {self.dialect.value} model={self.model!r} {self.size_bytes} bytes>"
 

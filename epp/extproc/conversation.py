@@ -109,8 +109,8 @@ class Conversation:
     def _decide(self, ask: AskDecision, now: float) -> Decided | Refused:
         try:
             self._request = request = dialects.read(ask.headers, ask.body, limit=self._limits.max_body)
-            self._ticket = ticket = self._picker.decide(request, ask.subset, self._started_at, now)
-            return Decided(ticket.decision.endpoints, (), ticket.body, self._picker.scores(ticket))
+            self._ticket, body = self._picker.decide(request, ask.subset, self._started_at, now)
+            return Decided(self._ticket.decision.endpoints, (), body, self._picker.scores(self._ticket))
         except Refusal as refusal:
             return Refused(refusal)
         except Exception as error:

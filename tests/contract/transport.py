@@ -27,7 +27,7 @@ from tests.watching import Watch
 
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 INTERNAL = (events.Decided, events.Refused, events.Lost, events.Expired)
-CONFIG = """
+QUEUE_ALONE = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
@@ -40,13 +40,13 @@ schedulingProfiles:
 """
 
 
-def picker_for(endpoints: tuple[str, ...], watch: Watch) -> Picker:
+def picker_for(endpoints: tuple[str, ...], watch: Watch, config: str = QUEUE_ALONE) -> Picker:
     """A picker that prefers these endpoints in this order: the n-th has n requests waiting."""
     table = EndpointTable(freshness=1e9)
     for waiting, address in enumerate(endpoints):
         slot = table.put(Endpoint(f"default/pod-{waiting}", address), now=0.0)
         table.page_told(slot, table.generation(slot), Page(waiting=float(100 * waiting)), now=0.0)
-    scheduler = build(load(CONFIG), random.Random(1))
+    scheduler = build(load(config), random.Random(1))
     ejection = Ejection(table, EjectionParams())
     return Picker(table, scheduler, ejection, watch, lambda: 0.0, PickerOptions())
 
