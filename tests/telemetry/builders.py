@@ -89,7 +89,7 @@ def ticket(
 ) -> Ticket:
     """Headers came at 10.0 s, the decision at 10.003, response headers at 10.2."""
     hold = table([endpoint]).admit(0)
-    built = Ticket(asked or request(), None, made or decision(), endpoint, hold, 10.0, 10.003)
+    built = Ticket(asked or request(), made or decision(), endpoint, hold, 10.0, 10.003)
     built.status = status
     built.response_started_at = 10.2
     built.first_byte_at = first_byte_at
