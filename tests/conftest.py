@@ -26,10 +26,16 @@ settings.register_profile(
 settings.load_profile("epp")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio, which production uses."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+async def one_event_loop(anyio_backend: str) -> None:
+    """Keeps one event loop for all tests: grpcio's one poller tells the loop of a finished test of its last events, and
+    fails whoever runs by then if that loop is closed."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """As everywhere, but for the whole session: one event loop carries the site."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="session")
 async def whole_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     try:
         from epp.demo.envoy import envoy_binary

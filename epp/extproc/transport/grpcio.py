@@ -78,22 +78,28 @@ class GrpcioTransport:
         self.streams_open += 1
         self.streams_total += 1
         try:
-            while not conversation.closed:
-                try:
-                    message = await self._read(context, conversation.next_deadline())
-                except TimeoutError:
-                    replies = conversation.tick(self._now())
-                else:
-                    if message is None:
-                        return
-                    replies = conversation.receive(message, self._now())
-                for reply in replies:
-                    await context.write(reply)
+            while not conversation.closed and await self._turn(conversation, context):
+                pass
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self.streams_open -= 1
             conversation.lose(self._now())
+
+    async def _turn(self, conversation: Conversation, context: aio.ServicerContext[bytes, bytes]) -> bool:
+        """One message and its replies; False: there will be no more. A method of its own, so that a large body is not
+        kept alive by a variable while the model server thinks."""
+        try:
+            message = await self._read(context, conversation.next_deadline())
+        except TimeoutError:
+            replies = conversation.tick(self._now())
+        else:
+            if message is None:
+                return False
+            replies = conversation.receive(message, self._now())
+        for reply in replies:
+            await context.write(reply)
+        return True
 
     async def _read(self, context: aio.ServicerContext[bytes, bytes], deadline: float | None) -> bytes | None:
         """The next message; None: there will be none. Raises TimeoutError at the deadline."""
