@@ -11,9 +11,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+from anyio.pytest_plugin import get_runner
 from hypothesis import settings
 
 REQUIRE_ALL = os.environ.get("EPP_REQUIRE_ALL", "") not in ("", "0")
@@ -33,9 +34,11 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-async def one_event_loop(anyio_backend: str) -> None:
-    """Keeps one event loop for all tests: grpcio's one poller tells the loop of a finished test of its last events, and
-    fails whoever runs by then if that loop is closed."""
+def one_event_loop() -> Iterator[None]:
+    """Keeps one event loop for all async tests: grpcio's one poller tells the loop of a finished test of its last
+    events, and fails whoever runs by then if that loop is closed."""
+    with get_runner("asyncio", {}):
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
