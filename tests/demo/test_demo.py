@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -117,15 +118,20 @@ async def test_a_demo_that_is_killed_takes_its_parts_with_it(tmp_path: Path) -> 
             await asyncio.sleep(0.02)
 
 
-async def test_a_taken_port_is_named_and_another_one_is_used(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+async def take(port: int) -> socket.socket | None:
+    """Listen on a port, waiting for whoever is just leaving it; None: somebody else keeps it, which is just as well."""
+    deadline = asyncio.get_running_loop().time() + 5
+    while True:
         try:
-            taken.bind(("127.0.0.1", 8080))
+            return socket.create_server(("127.0.0.1", port))
         except OSError:
-            pass  # somebody else has it: just as well
-        else:
-            taken.listen()
+            if asyncio.get_running_loop().time() > deadline:
+                return None
+            await asyncio.sleep(0.02)
+
+
+async def test_a_taken_port_is_named_and_another_one_is_used(tmp_path: Path) -> None:
+    with await take(8080) or contextlib.nullcontext():
         process = await start("--seconds=1", "--json", folder=tmp_path)
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
