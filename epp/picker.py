@@ -25,7 +25,7 @@ from epp.endpoints.slowstart import slow_start
 from epp.endpoints.subset import in_subset
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Hold
 from epp.errors import NoEndpoint, Refusal
-from epp.headers import MODEL_REWRITE, REQUEST_ID, Headers, first, text
+from epp.headers import Headers, first
 from epp.scheduling.decision import Decision, Exclusion
 from epp.scheduling.scheduler import Scheduler
 
@@ -162,7 +162,7 @@ class Picker:
             Refusal: NoEndpoint, or what a plugin refuses with.
         """
         began = self._stopwatch()
-        request.target_model = text(request.headers, *MODEL_REWRITE) or request.model
+        request.target_model = request.rewrite or request.model
         candidates, exclusions = self._guard(self.table.candidates(now), subset, now)
         decision = self._scheduler.schedule(request, candidates, exclusions)
         body = None if request.target_model == request.model else dialects.rename(request, request.target_model)
@@ -170,8 +170,7 @@ class Picker:
         try:
             ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now)
             decision.cost_us = (self._stopwatch() - began) * 1e6
-            request_id = text(request.headers, REQUEST_ID)
-            self.records.append(Record(now, request_id, request.model, request.target_model, decision))
+            self.records.append(Record(now, request.request_id, request.model, request.target_model, decision))
             self.observer.decided(ticket)
         except BaseException:
             self.table.release(hold)  # without a ticket nobody else would

@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
-
-import msgspec
+from typing import Any, Final
 
 from epp.demo.site import Site
 from epp.load.client import Load, run_load
-from epp.load.results import Summary, summarize
+from epp.load.results import summarize
 from epp.sim.workload import DEMO, NO_SHARING, Workload
 
 LEAD = 0.2
@@ -44,12 +42,8 @@ class Phase:
                 tasks.create_task(run_load(arrivals, url, load=load, start=self.started_at))
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One side of one kind of phase."""
-
-    ttft_p50_s: float | None
-    ttft_p90_s: float | None
-    cached_share: float | None
+MEASURED: Final = ("ttft_p50_s", "ttft_p90_s", "cached_share")
+"""Of `Summary`: what the demo tells of one side of one kind of phase."""
 
 
 def course(seconds: float | None, seed: int) -> Iterator[Phase]:
@@ -63,14 +57,11 @@ def course(seconds: float | None, seed: int) -> Iterator[Phase]:
         seed += 1
 
 
-async def run(site: Site, seconds: float | None, seed: int, begun: Callable[[Phase], None]) -> list[Phase]:
-    """Run the course; when cancelled, the phases so far are what `begun` was told of."""
-    phases: list[Phase] = []
+async def run(site: Site, seconds: float | None, seed: int, begun: Callable[[Phase], None]) -> None:
+    """Run the course, telling `begun` of each phase."""
     for phase in course(seconds, seed):
-        phases.append(phase)
         begun(phase)
         await phase.run(site)
-    return phases
 
 
 def report(phases: list[Phase]) -> dict[str, Any]:
@@ -93,11 +84,7 @@ def _sides(phases: list[Phase], workload: Workload) -> dict[str, Any]:
     }
 
 
-def _measured(loads: list[Load]) -> dict[str, Any]:
-    summary: Summary = summarize([result for load in loads for result in load.results])
-    measured = Measured(*(_rounded(getattr(summary, name)) for name in Measured.__struct_fields__))
-    return msgspec.structs.asdict(measured)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _measured(loads: list[Load]) -> dict[str, float | None]:
+    summary = summarize([result for load in loads for result in load.results])
+    values = {name: getattr(summary, name) for name in MEASURED}
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}

@@ -77,7 +77,7 @@ async def _watched(site: Site, seconds: float | None, seed: int, console: Consol
         await asyncio.wait([course])
 
 
-async def _draw(view: View, console: Console, course: asyncio.Task[list[Phase]]) -> None:
+async def _draw(view: View, console: Console, course: asyncio.Task[None]) -> None:
     limits = aiohttp.ClientTimeout(total=2.0)
     async with aiohttp.ClientSession(timeout=limits) as session:
         with Live(console=console, auto_refresh=False) as live:

@@ -20,7 +20,7 @@ from epp.demo.phases import Phase
 from epp.demo.site import Site
 from epp.endpoints.table import Page
 from epp.load.client import Load
-from epp.load.results import percentile
+from epp.load.results import Result, percentile
 from epp.signals.page import read_page, recognise
 from epp.sim.workload import DEMO
 
@@ -39,7 +39,6 @@ class View:
         self._site = site
         self._pages: dict[str, Page] = {}
         self._decisions: list[dict[str, Any]] = []
-        self._began = time.monotonic()
         self.phase: Phase | None = None
 
     async def look(self, session: aiohttp.ClientSession) -> None:
@@ -87,16 +86,16 @@ class View:
     def _fleets(self, phase: Phase) -> RenderableType:
         both = Table.grid(padding=(0, 2))
         both.add_row(
-            self._fleet("the picker's servers", self._site.left, phase.picker, "green"),
-            self._fleet("round robin's servers", self._site.right, phase.round_robin, "magenta"),
+            self._fleet("the picker's servers", self._site.left, phase, phase.picker, "green"),
+            self._fleet("round robin's servers", self._site.right, phase, phase.round_robin, "magenta"),
         )
         return both
 
-    def _fleet(self, title: str, addresses: tuple[str, ...], load: Load, colour: str) -> RenderableType:
+    def _fleet(self, title: str, addresses: tuple[str, ...], phase: Phase, load: Load, colour: str) -> RenderableType:
         table = Table(title=title, title_style=f"bold {colour}", expand=False)
         for column in ("server", "queue", "running", "KV cache", "answers"):
             table.add_column(column, justify="right" if column != "KV cache" else "left")
-        answers = [result.served_by for result in _recent(load, phase_start=self.phase)]
+        answers = [result.served_by for result in _recent(load, phase)]
         for n, address in enumerate(addresses):
             page = self._pages.get(address, Page())
             queue = page.waiting or 0.0
@@ -117,7 +116,7 @@ class View:
             ("picker", phase.picker, "green"),
             ("round robin", phase.round_robin, "magenta"),
         ):
-            recent = _recent(load, phase_start=self.phase)
+            recent = _recent(load, phase)
             ttfts = [result.ttft for result in recent if result.ttft is not None]
             prompt = sum(result.prompt_tokens for result in recent)
             cached = sum(result.cached_tokens for result in recent)
@@ -169,8 +168,8 @@ def _explained(decision: dict[str, Any], servers: dict[str, int]) -> Text:
     return line
 
 
-def _recent(load: Load, phase_start: Phase | None) -> list[Any]:
-    since = time.monotonic() - (phase_start.started_at if phase_start else 0.0) - RECENT
+def _recent(load: Load, phase: Phase) -> list[Result]:
+    since = time.monotonic() - phase.started_at - RECENT
     results = load.results
     first = len(results)
     while first and results[first - 1].ended_at >= since:

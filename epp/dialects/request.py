@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final
 
 from epp.dialects.body import BYTES_PER_TOKEN, Body, Message
-from epp.headers import FAIRNESS_ID, OBJECTIVE, Headers
+from epp.headers import FAIRNESS_ID, MODEL_REWRITE, OBJECTIVE, REQUEST_ID, Headers
 
 DEFAULT_FLOW: Final = "default-flow"
 """Fairness id of a request that names none."""
@@ -47,6 +47,8 @@ class Request:
         "objective",
         "path",
         "priority",
+        "request_id",
+        "rewrite",
         "size_bytes",
         "stream",
         "target_model",
@@ -86,6 +88,9 @@ class Request:
         self.cache_salt = content.salt()
         """Prompts of different salts never share cached blocks; empty: shared with everybody."""
         self.size_bytes = len(body)
+        self.request_id = header(found, REQUEST_ID)
+        self.rewrite = header(found, *MODEL_REWRITE)
+        """The model that the client's own header asks for instead; empty: none."""
         self.objective = header(found, *OBJECTIVE)
         self.fairness_id = header(found, *FAIRNESS_ID) or DEFAULT_FLOW
         self.priority = 0
@@ -133,9 +138,7 @@ class Request:
         return f"<Request {self.method} {self.path} {self.dialect.value} model={self.model!r} {self.size_bytes} bytes>"
 
 
-def header(found: dict[str, bytes], canonical: str, legacy: str) -> str:
-    """The value of a header that has two names; empty when absent."""
-    value = found.get(canonical)
-    if value is None:
-        value = found.get(legacy, b"")
+def header(found: dict[str, bytes], *names: str) -> str:
+    """As `epp.headers.text`, of headers that are a dict already; empty when absent."""
+    value = next((found[name] for name in names if name in found), b"")
     return value.decode("utf-8", "replace").strip()
