@@ -109,11 +109,15 @@ class Ejection:
         if on_probation or history.failures >= self._params.failures:
             self._eject(slot, history, now)
 
-    def out(self, slots: Slots, now: float) -> Bools:
-        """Which of these slots to leave out, shape (N,). Never all of them."""
+    def anyone(self, now: float) -> bool:
+        """Whether anyone at all is out, which is rare: a look at this saves `out` and what is done with its mask."""
         if (self._out or self._histories) and (now >= self._next_return or self._table.listed is not self._seen):
             self._recount(now)
-        if not self._out:
+        return bool(self._out)
+
+    def out(self, slots: Slots, now: float) -> Bools:
+        """Which of these slots to leave out, shape (N,). Never all of them."""
+        if not self.anyone(now):
             return np.zeros(len(slots), np.bool_)
         mask = self._flags[slots]
         if len(slots) and mask.all():

@@ -14,7 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from epp.endpoints.table import Bools, Candidates
+from epp.endpoints.table import Bools, Candidates, EndpointTable
+
+
+def anyone_new(table: EndpointTable, window: float, now: float) -> bool:
+    """Whether any endpoint is new, which is rare: a look at this saves `slow_start` and what is done with its mask."""
+    return window > 0 and now - table.last_join < window
 
 
 def slow_start(candidates: Candidates, window: float) -> Bools:
@@ -25,7 +30,7 @@ def slow_start(candidates: Candidates, window: float) -> Bools:
     """
     table, now = candidates.table, candidates.now
     everybody: Bools = np.ones(len(candidates), np.bool_)
-    if window <= 0 or now - table.last_join >= window:  # nearly always: nobody is new
+    if not anyone_new(table, window, now):
         return everybody
     age = now - table.joined(candidates.slots)
     warm = age >= window

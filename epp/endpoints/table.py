@@ -1,11 +1,9 @@
-"""The endpoint table: one row per endpoint, numpy columns, the freshness of every value.
+"""The endpoint table: one row per endpoint; its numbers are in `columns.py`.
 
 In: endpoints from discovery, pages from scraping, requests admitted and released. Out: `Candidates`, a view of some
 rows at one moment, which filters and scorers read.
 Rules here:
 - A row is a slot with a generation: a slot used again is a different endpoint.
-- A value that was never told, or is older than its freshness limit, is unknown (NaN to the columns, False in
-  `known`), never zero.
 - In-flight requests are counted at decision time and released exactly once, by the `Hold` that counted them;
   nothing else changes those columns, so they never go negative and no reaper corrects them.
 - An endpoint is its name and its address together. One that leaves while requests run on it keeps its slot until the
@@ -19,22 +17,29 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from typing import Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Slots = npt.NDArray[np.int64]
+from epp.endpoints.columns import COUNTS, FACTS, GAUGES, Bools, Columns, Floats, Page, Slots, all_true, grown
 
-GAUGES: Final = ("waiting", "running", "kv_usage")
-"""Told by pages; unknown once the page is older than the freshness limit."""
-FACTS: Final = ("kv_blocks", "block_size", "max_lora")
-"""Told by pages too, but properties of the server: the last value holds until another is told."""
-COUNTS: Final = ("inflight", "inflight_tokens")
-"""Our own counts, always known."""
+__all__ = (
+    "COUNTS",
+    "FACTS",
+    "GAUGES",
+    "Bools",
+    "Candidates",
+    "Endpoint",
+    "EndpointTable",
+    "Floats",
+    "Hold",
+    "Page",
+    "Slot",
+    "Slots",
+    "address_text",
+    "all_true",
+    "host_text",
+)
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -47,23 +52,6 @@ class Endpoint(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     metrics_address: str = ""
     """"host:port" to scrape; empty: `address`."""
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What one metrics page said. None: the page does not say, or says nonsense."""
-
-    waiting: float | None = None
-    """Requests in the waiting queue."""
-    running: float | None = None
-    kv_usage: float | None = None
-    """Share of KV-cache blocks in use, 0..1."""
-    kv_blocks: float | None = None
-    block_size: float | None = None
-    """Tokens a KV-cache block."""
-    max_lora: float | None = None
-    """Adapters that fit into one batch."""
-    running_adapters: tuple[str, ...] | None = None
-    waiting_adapters: tuple[str, ...] | None = None
 
 
 class Hold:
@@ -83,7 +71,7 @@ class Hold:
 class Slot:
     """Scalar facts of one row. Columns that scorers read are arrays of the table."""
 
-    __slots__ = ("adapters", "base", "endpoint", "generation", "listed", "mark", "next_recent", "sequence")
+    __slots__ = ("adapters", "base", "endpoint", "generation", "listed", "mark", "next_recent", "recent", "sequence")
 
     def __init__(self, endpoint: Endpoint, generation: int) -> None:
         self.endpoint = endpoint
@@ -96,6 +84,8 @@ class Slot:
         """Requests with at least this sequence were admitted after the current page was asked for."""
         self.mark: int | None = None
         """`base` of the page that is being fetched now; None: none is."""
+        self.recent = 0
+        """In-flight requests with at least `base`."""
         self.next_recent = 0
         """In-flight requests with at least `mark`."""
         self.adapters: dict[str, float] = {}
@@ -111,7 +101,7 @@ class EndpointTable:
             freshness: seconds after which a page's gauges are unknown (`--metrics-staleness-threshold`).
             on_forget: called with a slot that is about to mean something else, so that others forget it too.
         """
-        self.freshness = freshness
+        self._columns = Columns(freshness)
         self._on_forget = on_forget
         self._rows: list[Slot | None] = []
         self._generation = 0
@@ -119,17 +109,13 @@ class EndpointTable:
         self._by_address: dict[str, int] = {}
         self._leaving: dict[int, None] = {}  # off the list, requests still run; the two above know listed ones only
         self._changed = False
-        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
-        self._recent: Floats = np.empty(0)
-        self._page_at: Floats = np.empty(0)
-        self._told_at: dict[str, Floats] = {name: np.empty(0) for name in GAUGES}
         self._joined_at: Floats = np.empty(0)
         self._last_join = -np.inf
         self._listed: Slots = np.empty(0, np.int64)
         self._adapters: dict[str, Floats] = {}
 
     def __repr__(self) -> str:
-        inflight = int(self._columns["inflight"].sum())
+        inflight = int(self._columns.told("inflight", np.arange(len(self._rows))).sum())
         return f"<EndpointTable [Endpoints: {len(self._listed)} | Requests: {inflight} in flight]>"
 
     def __len__(self) -> int:
@@ -230,31 +216,27 @@ class EndpointTable:
         row = self._rows[slot]
         if row is None or row.generation != generation:
             return
-        for name in GAUGES:
-            value = getattr(page, name)
-            self._columns[name][slot] = np.nan if value is None else value
-            self._told_at[name][slot] = -np.inf if value is None else now
-        for name in FACTS:
-            value = getattr(page, name)
-            if value is not None:
-                self._columns[name][slot] = value
         if row.mark is not None:
             row.base, row.mark = row.mark, None
-            self._recent[slot] = row.next_recent
-        self._page_at[slot] = now
+            row.recent = row.next_recent
+        self._columns.take(slot, page, row.recent, now)
         self._set_adapters(slot, row, page)
 
     def page_ages(self, now: float) -> Floats:
         """Seconds since each slot's last page was asked for, by slot; inf: there never was one."""
-        return now - self._page_at[: len(self._rows)]
+        return self._columns.page_ages(len(self._rows), now)
 
     def told(self, name: str, slots: Slots) -> Floats:
         """A column as the pages had it, whatever was sent since, shape (N,); NaN: not told."""
-        return self._columns[name][slots]
+        return self._columns.told(name, slots)
+
+    def fact(self, name: str, slot: int) -> float:
+        """One of FACTS of one slot; NaN: never told."""
+        return self._columns.one(name, slot)
 
     def page_at(self, slot: int) -> float:
         """When the last page was asked for; -inf: there never was one."""
-        return float(self._page_at[slot])
+        return self._columns.page_at(slot)
 
     # -- what runs -----------------------------------------------------------------------------------------------
 
@@ -265,30 +247,29 @@ class EndpointTable:
         hold = Hold(slot, row.generation, row.sequence, prefill_tokens)
         row.sequence += 1
         row.next_recent += 1
-        self._recent[slot] += 1
-        self._columns["inflight"][slot] += 1
-        self._columns["inflight_tokens"][slot] += prefill_tokens
+        row.recent += 1
+        self._columns.count(slot, 1, prefill_tokens, row.recent)
         return hold
 
     def prefill_done(self, hold: Hold) -> None:
         """The first token has come: its prefill tokens are no load any more."""
         if not hold.released and hold.tokens:
-            self._columns["inflight_tokens"][hold.slot] -= hold.tokens
+            self._columns.count_tokens(hold.slot, -hold.tokens)
             hold.tokens = 0.0
 
     def release(self, hold: Hold) -> None:
         """Count the request out. A second call does nothing."""
         if hold.released:
             return
-        self.prefill_done(hold)
         hold.released = True
         row = self._row(hold.slot)  # a slot with requests in flight is never given away
         assert row.generation == hold.generation
-        self._columns["inflight"][hold.slot] -= 1
         if hold.sequence >= row.base:
-            self._recent[hold.slot] -= 1
+            row.recent -= 1
         if row.mark is not None and hold.sequence >= row.mark:
             row.next_recent -= 1
+        self._columns.count(hold.slot, -1, -hold.tokens, row.recent)
+        hold.tokens = 0.0
         if not row.listed:
             self._free_if_idle(hold.slot)
 
@@ -299,7 +280,7 @@ class EndpointTable:
         return Candidates(self, self._listed if slots is None else slots, now)
 
     def column(self, name: str, slots: Slots, now: float) -> tuple[Floats, Bools]:
-        """Values and which of them are known, both of shape (N,). Values are NaN where unknown.
+        """Values and which of them are known, both of shape (N,) and read-only. Values are NaN where unknown.
 
         `waiting` is the page's value plus what was sent to the endpoint since that page was asked for and has not
         ended: a burst within one scrape interval sees itself.
@@ -307,17 +288,7 @@ class EndpointTable:
         Raises:
             KeyError: no such column.
         """
-        values = self._columns[name][slots]
-        if name in COUNTS:
-            return values, np.ones(len(slots), np.bool_)
-        if name in FACTS:
-            return values, ~np.isnan(values)
-        known = now - self._told_at[name][slots] <= self.freshness
-        if name == "waiting":
-            values += self._recent[slots]
-        if not known.all():
-            values[~known] = np.nan
-        return values, known
+        return self._columns.read(name, slots, now)
 
     def adapter(self, name: str, slots: Slots) -> Floats:
         """State of a LoRA adapter per slot, shape (N,): 2 running, 1 waiting, 0 neither."""
@@ -380,28 +351,21 @@ class EndpointTable:
                 return slot
         slot = len(self._rows)
         self._rows.append(None)
-        if slot >= len(self._recent):
+        if slot >= self._columns.size:
             size = max(16, 2 * slot)
-            self._columns = {name: _grown(column, size) for name, column in self._columns.items()}
-            self._adapters = {name: _grown(column, size) for name, column in self._adapters.items()}
-            self._told_at = {name: _grown(column, size) for name, column in self._told_at.items()}
-            self._recent, self._page_at = _grown(self._recent, size), _grown(self._page_at, size)
-            self._joined_at = _grown(self._joined_at, size)
+            self._columns.grow(size)
+            self._adapters = {name: grown(column, size) for name, column in self._adapters.items()}
+            self._joined_at = grown(self._joined_at, size)
         return slot
 
     def _clear(self, slot: int, endpoint: Endpoint) -> None:
         """Give a free slot a new meaning: nothing is known of it."""
         self._generation += 1
         self._rows[slot] = Slot(endpoint, self._generation)
-        for name, column in self._columns.items():
-            column[slot] = 0.0 if name in COUNTS else np.nan
-        for column in self._told_at.values():
-            column[slot] = -np.inf
-        self._recent[slot] = 0.0
-        self._page_at[slot] = -np.inf
+        self._columns.clear(slot)
 
     def _free_if_idle(self, slot: int) -> None:
-        if self._columns["inflight"][slot]:
+        if self._columns.one("inflight", slot):
             return
         if self._on_forget is not None:
             self._on_forget(slot)
@@ -415,6 +379,7 @@ class EndpointTable:
         self._changed = False
         self._listed = np.array(sorted(self._by_name.values(), key=self.generation), np.int64)
         self._listed.flags.writeable = False
+        self._columns.show(self._listed)
 
     def _row(self, slot: int) -> Slot:
         row = self._rows[slot]
@@ -434,7 +399,7 @@ class EndpointTable:
                 del self._adapters[name]
         for name, state in states.items():
             if name not in self._adapters:
-                self._adapters[name] = np.zeros(len(self._recent))
+                self._adapters[name] = np.zeros(self._columns.size)
             self._adapters[name][slot] = state
         row.adapters = states
 
@@ -457,8 +422,7 @@ class Candidates:
         """Values and which are known, shape (N,) each, read-only; see `EndpointTable.column`. Raises KeyError."""
         got = self._columns.get(name)
         if got is None:
-            got = self._columns[name] = self.table.column(name, self.slots, self.now)
-            got[0].flags.writeable = got[1].flags.writeable = False
+            got = self._columns[name] = self.table._columns.read(name, self.slots, self.now)
         return got
 
     def adapter(self, name: str) -> Floats:
@@ -471,7 +435,7 @@ class Candidates:
 
     def fresh(self) -> Bools:
         """Which endpoints have a page within the freshness limit, shape (N,)."""
-        return self.now - self.table._page_at[self.slots] <= self.table.freshness
+        return self.table._columns.fresh(self.slots, self.now)
 
     def endpoints(self) -> list[Endpoint]:
         return [self.table.endpoint(slot) for slot in self.slots.tolist()]
@@ -503,9 +467,3 @@ def host_text(host: str) -> str:
         return str(ip)
     mapped = ip.ipv4_mapped  # inet_ntop writes these with dots, ipaddress only since Python 3.13
     return f"[::ffff:{mapped}]" if mapped is not None else f"[{ip.compressed}]"
-
-
-def _grown(column: Floats, size: int) -> Floats:
-    grown = np.zeros(size)  # `put` gives every new row its first values
-    grown[: len(column)] = column
-    return grown

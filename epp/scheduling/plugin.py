@@ -33,7 +33,8 @@ Scores = Floats
 Totals = Floats
 """Shape (N,): the weighted sum of all scores."""
 Order = npt.NDArray[np.int64]
-"""Positions 0..N-1 among the candidates, best first, each once."""
+"""Positions 0..N-1 among the candidates, best first, none twice: as many as the picker's parameters ask for, or all.
+More are not read."""
 
 PREFIX_MATCH: Final = "prefix-match"
 ADAPTERS: Final = "adapters"
@@ -202,12 +203,13 @@ def picker(
         def make(called: str, given: Params, context: Context) -> Picker:
             assert isinstance(given, PickerParams)
             call = _started(body, given, context)
-
-            def order(request: Request, candidates: Candidates, totals: Totals, rng: Random) -> Order:
-                got: Order = call(request, candidates, totals, given, rng)
-                return got
-
-            return Picker(called, *_hooks(call), needs, order, given.max_num_of_endpoints)
+            return Picker(
+                called,
+                *_hooks(call),
+                needs,
+                lambda request, candidates, totals, rng: call(request, candidates, totals, given, rng),
+                given.max_num_of_endpoints,
+            )
 
         return Plugin(name, Picker, params, needs, _doc(body), make)
 

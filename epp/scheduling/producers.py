@@ -15,10 +15,11 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
+from epp.dialects.body import BYTES_PER_TOKEN
 from epp.dialects.request import Request
-from epp.endpoints.table import Candidates, Slots
+from epp.endpoints.table import Candidates, EndpointTable, Slots
 from epp.prefix.approximate import ApproximateIndex
-from epp.prefix.hashing import block_hashes, chain_seed
+from epp.prefix.hashing import HASH_BYTES, block_hashes, root_seed
 from epp.scheduling.plugin import DEFAULT_PRODUCER, Context, Params, PrefixMatch, producer
 
 SMALLEST_BLOCK: Final = 64
@@ -65,20 +66,22 @@ class ApproximatePrefix:
         self._params = params
         self._block_tokens = max(SMALLEST_BLOCK, params.block_size_tokens)
         self._settled = not params.auto_tune
-        self._hashed: tuple[Request, list[int]] | None = None
+        self._hashed: tuple[Request, bytes] | None = None
         self._matched: tuple[Candidates, PrefixMatch] | None = None
 
     def match(self, request: Request, candidates: Candidates) -> PrefixMatch:
         hashes = self._hashes(request, candidates)
         if self._matched is None or self._matched[0] is not candidates:
-            match = PrefixMatch(self.index.match(hashes, candidates.slots), len(hashes), self._block_tokens)
+            counts = self.index.match(hashes, candidates.slots)
+            match = PrefixMatch(counts, len(hashes) // HASH_BYTES, self._block_tokens)
             self._matched = candidates, match
         return self._matched[1]
 
     def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None:
         hashes = self._hashes(request, candidates)
         if hashes:
-            self.index.add(hashes, int(slots[0]), self._capacity(candidates, slots[:1]))
+            slot = int(slots[0])
+            self.index.add(hashes, slot, self._capacity(candidates.table, slot))
         self._hashed = self._matched = None  # the body must not outlive its request
 
     def forget(self, slot: int) -> None:
@@ -87,14 +90,20 @@ class ApproximatePrefix:
     def blocks(self) -> int:
         return len(self.index)
 
-    def _hashes(self, request: Request, candidates: Candidates) -> list[int]:
+    def _hashes(self, request: Request, candidates: Candidates) -> bytes:
         if self._hashed is None or self._hashed[0] is not request:
             if not self._settled:
                 self._settle(candidates)
-            seed = chain_seed(request.target_model, request.cache_salt)
-            self._hashed = request, block_hashes(request.prompt, seed, self._block_tokens, self._most())
+            self._hashed = request, self._hash(request)
             self._matched = None
         return self._hashed[1]
+
+    def _hash(self, request: Request) -> bytes:
+        size, most = self._block_tokens * BYTES_PER_TOKEN, self._most()
+        prompt = request.prompt_start(most * size)
+        if len(prompt) < size:
+            return b""
+        return block_hashes(prompt, root_seed(request.target_model, request.cache_salt), self._block_tokens, most)
 
     def _settle(self, candidates: Candidates) -> None:
         sizes, known = candidates.column("block_size")
@@ -108,15 +117,13 @@ class ApproximatePrefix:
             return self._params.max_prefix_tokens_to_match // self._block_tokens
         return self._params.max_prefix_blocks_to_match or 2**63
 
-    def _capacity(self, candidates: Candidates, slots: Slots) -> int:
-        """Our blocks that fit into the cache of the one slot given."""
+    def _capacity(self, table: EndpointTable, slot: int) -> int:
+        """Our blocks that fit into the slot's cache."""
         tokens: float = (self._params.lru_capacity_per_server or ENGINE_BLOCKS) * (
             self._params.block_size_tokens or ENGINE_BLOCK
         )
         if self._params.auto_tune:
-            blocks, _ = candidates.table.column("kv_blocks", slots, candidates.now)
-            size, _ = candidates.table.column("block_size", slots, candidates.now)
-            told = float(blocks[0] * size[0])
+            told = table.fact("kv_blocks", slot) * table.fact("block_size", slot)
             tokens = tokens if math.isnan(told) else told
         return max(1, int(tokens // self._block_tokens))
 

@@ -41,12 +41,12 @@ class Scheduler:
             Refusal: what a plugin refuses with, or the request's body when it is read for the first time.
         """
         pool = self._pool_of(candidates.table)
-        decision, scored = self.profile.decide(request, candidates, exclusions, pool, self._rng)
-        self._weigh(request, scored, decision)
-        slots = decision.order[: len(decision.endpoints)]
+        decision, scored, position = self.profile.decide(request, candidates, exclusions, pool, self._rng)
+        if self._reads_prompt:
+            self._weigh(request, scored, position, decision)
         for name, chosen in self._chosen:
             try:
-                chosen(request, scored, slots)
+                chosen(request, scored, decision.order)
             except Exception as error:
                 _failed(decision, name, error)
         return decision
@@ -70,15 +70,13 @@ class Scheduler:
             self._pool = tuple(table.endpoint(slot) if table.generation(slot) else None for slot in slots)
         return self._pool
 
-    def _weigh(self, request: Request, scored: Candidates, decision: Decision) -> None:
+    def _weigh(self, request: Request, scored: Candidates, position: int, decision: Decision) -> None:
         """Say how long the prompt is, and how much of it the chosen endpoint is believed to hold."""
-        if not self._reads_prompt:
-            return
         decision.prompt_tokens = float(request.tokens)
         for each in self.producers:
             try:
                 match = each.match(request, scored)
-                held = float(match.blocks[scored.slots == decision.first][0] * match.block_tokens)
+                held = float(match.blocks.item(position) * match.block_tokens)
             except Exception as error:
                 _failed(decision, each.name, error)
             else:

@@ -16,8 +16,11 @@ import numpy as np
 from msgspec import Meta
 
 from epp.dialects.request import Request
-from epp.endpoints.table import Bools, Candidates, Floats
+from epp.endpoints.table import Bools, Candidates, Floats, all_true
 from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Context, Params, Scores, scorer
+
+ONE: Final = np.array(1.0)
+"""As an array, since taking a column from a Python float costs 0.2 us more."""
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -53,7 +56,7 @@ def kv_cache(request: Request, candidates: Candidates, params: LoadParams) -> Sc
     Score: 1 - share of the cache in use.
     """
     usage, known = candidates.column("kv_usage")
-    return with_unknown(1.0 - usage, known, params.unknown)
+    return with_unknown(ONE - usage, known, params.unknown)
 
 
 class ActiveRequestParams(Params, frozen=True):
@@ -154,7 +157,9 @@ class PrefixCache:
 
     def __call__(self, request: Request, candidates: Candidates, params: PrefixParams) -> Scores:
         match = self._match(request, candidates)
-        share: Scores = match.blocks / max(match.total, 1)
+        if not match.total:
+            return np.zeros(len(candidates))
+        share: Scores = match.blocks / match.total
         weight = params.match_length_weight
         if not weight:
             return share
@@ -172,14 +177,19 @@ def lowest_first(values: Floats, known: Bools, unknown: float) -> Scores:
         values: shape (N,), NaN where unknown.
         unknown: the score where the value is unknown, but at most the mean of the known ones' scores.
     """
-    highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)  # they skip NaN
+    highest, lowest = values.item(values.argmax()), values.item(values.argmin())
+    if highest > lowest:
+        return (highest - values) / (highest - lowest)
+    if highest == lowest:
+        return np.ones(len(values))
+    highest, lowest = np.fmax.reduce(values), np.fmin.reduce(values)  # argmax found NaN; these skip it
     scores = (highest - values) / (highest - lowest) if highest > lowest else np.ones(len(values))
     return with_unknown(scores, known, unknown)
 
 
 def with_unknown(scores: Scores, known: Bools, unknown: float) -> Scores:
     """Scores of the known, and for the rest `unknown`, but at most the mean of the known."""
-    if known.all():
+    if all_true(known):
         return scores
     if known.any():
         unknown = min(unknown, float(np.sort(scores[known]).mean()))  # sorted: the same whatever the candidates' order

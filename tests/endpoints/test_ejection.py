@@ -43,6 +43,20 @@ def test_five_failures_in_a_row_eject_for_the_first_pause() -> None:
     assert out(table, ejection, 111.0) == []
 
 
+def test_anyone_says_whether_anybody_is_out() -> None:
+    table, ejection = pool()
+    assert not ejection.anyone(100.0)
+    fail(ejection, 3, 100.0, times=4)
+    assert not ejection.anyone(100.0)
+    fail(ejection, 3, 100.0, times=1)
+    assert ejection.anyone(109.9)
+    assert not ejection.anyone(110.0)
+    fail(ejection, 3, 110.0, times=1)
+    assert ejection.anyone(110.0)
+    table.drop("default/s3")
+    assert not ejection.anyone(111.0)
+
+
 def test_a_success_in_between_starts_the_count_anew() -> None:
     table, ejection = pool()
     for _ in range(10):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.endpoints.slowstart import slow_start
+from epp.endpoints.slowstart import anyone_new, slow_start
 from epp.endpoints.table import Endpoint, EndpointTable
 
 
@@ -62,6 +62,16 @@ def test_no_window_is_no_slow_start() -> None:
     assert allowed(table, 100.0, window=0.0) == [True, True]
     table.rejoin(1, 105.0)
     assert allowed(table, 100.0, window=0.0) == [True, True]
+
+
+def test_anyone_new_says_whether_anybody_can_be_held_back() -> None:
+    assert not anyone_new(EndpointTable(), 10.0, 0.0)
+    table = pool(joined=[0.0, 100.0], inflight=[0, 0])
+    assert anyone_new(table, 10.0, 109.9)
+    assert not anyone_new(table, 10.0, 110.0)
+    assert not anyone_new(table, 0.0, 100.0)
+    table.rejoin(0, 120.0)  # lies ahead: it is ejected until then
+    assert anyone_new(table, 10.0, 110.0)
 
 
 def test_no_candidates_are_no_mistake() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -131,6 +133,46 @@ def test_a_slot_used_again_has_another_generation_and_ignores_the_old_page() -> 
     assert table.generation(slot) != old
     table.page_told(slot, old, Page(waiting=0.0), 0.0)
     assert waiting(table, slot, 0.0) is None
+
+
+def test_a_slot_used_again_says_nothing_of_the_endpoint_before() -> None:
+    table = EndpointTable()
+    slot = table.put(server("a", A), 0.0)
+    table.page_told(slot, table.generation(slot), Page(waiting=3.0, running=2.0, kv_blocks=100.0), 0.0)
+    table.drop("default/a")
+    assert table.put(server("b", B), 0.0) == slot
+    assert np.isnan([table.told(name, table.listed)[0] for name in ("waiting", "running", "kv_blocks")]).all()
+    table.admit(slot)
+    assert waiting(table, slot, 0.0) is None
+    assert table.page_at(slot) == -np.inf
+    assert np.isnan(table.fact("kv_blocks", slot))
+
+
+def test_facts_of_one_slot_are_what_its_pages_told_last() -> None:
+    table = EndpointTable(freshness=2.0)
+    slot = table.put(server("a", A), 0.0)
+    table.page_told(slot, table.generation(slot), Page(kv_blocks=100.0, block_size=16.0), 0.0)
+    table.page_told(slot, table.generation(slot), Page(block_size=32.0), 50.0)
+    assert (table.fact("kv_blocks", slot), table.fact("block_size", slot)) == (100.0, 32.0)
+
+
+def test_what_is_shared_by_views_is_made_once_until_it_changes() -> None:
+    table = EndpointTable(freshness=2.0)
+    slots = [table.put(server("a", A), 0.0), table.put(server("b", B), 0.0)]
+    for slot in slots:
+        table.page_told(slot, table.generation(slot), Page(waiting=1.0, kv_usage=0.5), 10.0)
+
+    def usage(now: float) -> np.ndarray[Any, Any]:
+        return table.candidates(now).column("kv_usage")[0]
+
+    first = usage(10.0)
+    table.admit(slots[0])
+    table.page_told(slots[0], table.generation(slots[0]), Page(waiting=7.0, kv_usage=0.5), 11.0)
+    assert usage(11.0) is first, "the same value was told again"
+    table.page_told(slots[0], table.generation(slots[0]), Page(waiting=7.0, kv_usage=0.75), 11.5)
+    assert usage(11.5).tolist() == [0.75, 0.5]
+    assert np.isnan(usage(12.5)).tolist() == [False, True]
+    assert first.tolist() == [0.5, 0.5]
 
 
 def test_the_list_is_the_same_array_until_an_endpoint_comes_leaves_or_changes() -> None:

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
-from epp.endpoints.table import Endpoint, EndpointTable, Hold, Page
+from epp.endpoints.table import COUNTS, FACTS, GAUGES, Endpoint, EndpointTable, Hold, Page
 
 FRESHNESS = 2.0
 NAMES = st.sampled_from(["default/a", "default/b", "default/c"])
@@ -20,7 +20,8 @@ ADAPTERS = st.none() | st.lists(st.sampled_from(["x", "y", "z"]), unique=True).m
 PAGES = st.builds(
     Page,
     waiting=st.none() | st.integers(0, 9).map(float),
-    kv_usage=st.none() | st.just(0.5),
+    running=st.none() | st.integers(0, 3).map(float),
+    kv_usage=st.none() | st.sampled_from([0.0, 0.3, 0.5]),
     block_size=st.none() | st.just(16.0),
     running_adapters=ADAPTERS,
     waiting_adapters=ADAPTERS,
@@ -159,7 +160,9 @@ class TableMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.servers)
     @rule(target=holds, data=st.data(), tokens=st.integers(0, 1000))
     def admit(self, data: st.DataObject, tokens: int) -> tuple[Server, Run, Hold]:
-        server = data.draw(st.sampled_from(self.servers))
+        return self.admit_to(data.draw(st.sampled_from(self.servers)), tokens)
+
+    def admit_to(self, server: Server, tokens: int) -> tuple[Server, Run, Hold]:
         run = Run(next(self.orders), tokens)
         server.runs.append(run)
         entry = (server, run, self.table.admit(self.slots[server][0], tokens))
@@ -193,16 +196,16 @@ class TableMachine(RuleBasedStateMachine):
         self.table.page_asked(self.slots[server][0])
 
     @precondition(lambda self: self.servers)
-    @rule(data=st.data(), page=PAGES)
-    def page_told(self, data: st.DataObject, page: Page) -> None:
+    @rule(data=st.data(), page=PAGES, took=st.sampled_from([0.0, 0.0, 0.75, 2.5]))
+    def page_told(self, data: st.DataObject, page: Page, took: float) -> None:
         server = data.draw(st.sampled_from(self.servers))
         if server.asked is not None:
             server.base, server.asked = server.asked, None
-        server.page, server.page_at = page, self.now
+        server.page, server.page_at = page, self.now - took
         if page.block_size is not None:
             server.block_size = page.block_size
         slot, generation = self.slots[server]
-        self.table.page_told(slot, generation, page, self.now)
+        self.table.page_told(slot, generation, page, self.now - took)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), waiting=st.integers(0, 9), more=st.integers(0, 2))
@@ -269,14 +272,22 @@ class TableMachine(RuleBasedStateMachine):
         assert tokens.tolist() == [sum(run.tokens for run in s.runs) for s in self.servers]
         assert known.all()
 
+    @rule(seconds=st.sampled_from([0.5, 2.25]))
+    def look_back(self, seconds: float) -> None:
+        """Time never runs backwards in production; who asks for an earlier moment gets the right answer, too."""
+        self.check_gauges(self.now - seconds)
+
     @invariant()
     def gauges_are_known_while_fresh_and_told(self) -> None:
+        self.check_gauges(self.now)
+
+    def check_gauges(self, now: float) -> None:
         slots = np.array([self.slots[s][0] for s in self.servers], np.int64)
-        candidates = self.table.candidates(self.now, slots)
+        candidates = self.table.candidates(now, slots)
         waiting, known = candidates.column("waiting")
         for server, value, is_known in zip(self.servers, waiting.tolist(), known.tolist(), strict=True):
             page = server.page
-            if page is None or page.waiting is None or not server.is_fresh(self.now):
+            if page is None or page.waiting is None or not server.is_fresh(now):
                 assert not is_known
                 assert np.isnan(value)
             else:
@@ -285,7 +296,16 @@ class TableMachine(RuleBasedStateMachine):
         size, known = candidates.column("block_size")  # a fact: it holds until another is told
         assert known.tolist() == [s.block_size is not None for s in self.servers]
         assert size[known].tolist() == [s.block_size for s in self.servers if s.block_size is not None]
-        assert candidates.fresh().tolist() == [s.page is not None and s.is_fresh(self.now) for s in self.servers]
+        assert candidates.fresh().tolist() == [s.page is not None and s.is_fresh(now) for s in self.servers]
+
+    @invariant()
+    def what_is_shared_of_the_listed_ones_is_what_the_columns_say(self) -> None:
+        listed = self.table.candidates(self.now)
+        anew = self.table.candidates(self.now, self.table.listed.copy())  # slots of one's own are read from the columns
+        for name in (*GAUGES, *FACTS, *COUNTS):
+            for shared, read in zip(listed.column(name), anew.column(name), strict=True):
+                assert np.array_equal(shared, read, equal_nan=True)
+        assert listed.fresh().tolist() == anew.fresh().tolist()
 
     @invariant()
     def adapters_are_the_last_pages(self) -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from epp.endpoints.table import Page
 from epp.scheduling.pickers import at_random, max_score, weighted_random
-from epp.scheduling.plugin import Picker, Plugin
+from epp.scheduling.plugin import Picker, PickerParams, Plugin
 from tests.scheduling.builders import ask, made, pool
 
 
-def order(plugin: Plugin[Picker], totals: list[float], rng: Random) -> list[int]:
+def order(plugin: Plugin[Picker], totals: list[float], rng: Random, endpoints: int | None = None) -> list[int]:
+    """The best `endpoints`; None: all of them."""
     candidates = pool(*[Page()] * len(totals))
-    got: list[int] = made(plugin).order(ask(), candidates, np.array(totals), rng).tolist()
+    picker = made(plugin, PickerParams(max_num_of_endpoints=endpoints or len(totals)))
+    got: list[int] = picker.order(ask(), candidates, np.array(totals), rng).tolist()
     return got
 
 
@@ -43,6 +45,25 @@ def test_equals_are_spread_evenly_and_keep_their_place_in_the_order() -> None:
     assert all(23 <= count <= 77 for count in counts.values())  # 50 each, four times 6.8
 
 
+def test_the_best_one_is_any_of_those_that_share_the_highest_total() -> None:
+    counts = firsts(max_score, [2.0, 5.0, 2.0, 5.0, 5.0])
+    assert set(counts) == {1, 3, 4}
+    assert all(897 <= counts[i] <= 1103 for i in (1, 3, 4))  # 1000 each, four times 25.8
+
+
+def test_equals_at_the_end_of_what_is_sent_are_spread_too() -> None:
+    rng = Random(7)
+    orders = Counter(tuple(order(max_score, [2.0, 5.0, 2.0, 1.0, 2.0], rng, endpoints=3)) for _ in range(600))
+    assert set(orders) == {(1, i, j) for i in (0, 2, 4) for j in (0, 2, 4) if i != j}
+    assert all(64 <= count <= 136 for count in orders.values())  # 100 each, four times 9.1
+
+
+@given(totals=st.lists(st.integers(0, 5).map(float), min_size=1, max_size=40), endpoints=st.integers(1, 41))
+def test_what_is_sent_is_the_beginning_of_a_whole_sort(totals: list[float], endpoints: int) -> None:
+    got = order(max_score, totals, Random(0), endpoints)
+    assert [totals[i] for i in got] == sorted(totals, reverse=True)[:endpoints]
+
+
 def test_one_endpoint_is_the_order() -> None:
     for plugin in (max_score, at_random, weighted_random):
         assert order(plugin, [0.0], Random(0)) == [0]
@@ -62,10 +83,8 @@ def test_the_weighted_picker_picks_in_proportion_to_the_totals() -> None:
 
 
 def test_the_weighted_pickers_second_place_is_in_proportion_too() -> None:
-    picker, candidates, rng = made(weighted_random), pool(*[Page()] * 3), Random(3)
-    orders = Counter(
-        tuple(picker.order(ask(), candidates, np.array([1.0, 1.0, 2.0]), rng).tolist()) for _ in range(3000)
-    )
+    rng = Random(3)
+    orders = Counter(tuple(order(weighted_random, [1.0, 1.0, 2.0], rng)) for _ in range(3000))
     # First 2 with 1/2, then 0 with 1/2: 750 expected, four times 23.7.
     assert 655 <= orders[(2, 0, 1)] <= 845
     # First 0 with 1/4, then 2 with 2/3: 500 expected, four times 20.4.

@@ -62,25 +62,33 @@ def fails(error: Exception, name: str = "broken-scorer") -> Scorer:
     return made(score)
 
 
-def orders(*positions: int) -> Picker:
+def orders(*positions: int, endpoints: int = 1) -> Picker:
     @picker("broken-picker", params=PickerParams)
     def order(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
         """Order as the test says."""
-        return np.array(positions)
+        return np.array(positions, np.int64)
 
-    return made(order)
+    return made(order, PickerParams(max_num_of_endpoints=endpoints))
 
 
 EMPTY_PAGES = [Page(), Page(), Page()]
 
 
 def test_totals_are_the_weighted_sum_of_clamped_scores() -> None:
-    chosen = profile((says(0.5, 1.0, 0.0), 2.0), (says(-3.0, 0.25, 7.0), 4.0))
+    chosen = profile((says(0.5, 1.0, 0.0), 2.0), (says(-3.0, 0.25, 7.0), 4.0), endpoints=3)
     decision = scheduler(chosen).schedule(ask(), pool(*EMPTY_PAGES))
     assert decision.raw.tolist() == [[0.5, 1.0, 0.0], [0.0, 0.25, 1.0]]
     assert decision.totals.tolist() == [1.0, 3.0, 4.0]
     assert decision.order.tolist() == [2, 1, 0]
-    assert decision.endpoints == ("192.168.1.3:8000",)
+    assert decision.endpoints == ("192.168.1.3:8000", "192.168.1.2:8000", "192.168.1.1:8000")
+    assert decision.failures == ()
+
+
+@pytest.mark.parametrize(("said", "scored"), [(7.0, 1.0), (1.5, 1.0), (-3.0, 0.0), (-0.5, 0.0)])
+def test_one_score_out_of_bounds_is_clamped_and_fails_nobody(said: float, scored: float) -> None:
+    decision = scheduler(profile((says(0.5, said, 0.25), 2.0))).schedule(ask(), pool(*EMPTY_PAGES))
+    assert decision.raw.tolist() == [[0.5, scored, 0.25]]
+    assert decision.totals.tolist() == [1.0, 2 * scored, 0.5]
     assert decision.failures == ()
 
 
@@ -95,7 +103,7 @@ def test_endpoints_sent_are_as_many_as_asked_for_or_as_there_are() -> None:
     for asked, sent in ((1, 1), (2, 2), (9, 3)):
         decision = scheduler(profile(scored, endpoints=asked)).schedule(ask(), candidates)
         assert decision.endpoints == ("192.168.1.2:8000", "192.168.1.3:8000", "192.168.1.1:8000")[:sent]
-        assert decision.order.tolist() == [1, 2, 0]
+        assert decision.order.tolist() == [1, 2, 0][:sent]
 
 
 def test_filters_run_in_order_and_each_is_named_with_what_it_left_out() -> None:
@@ -246,13 +254,29 @@ def test_a_filter_that_fails_lets_everybody_through_and_is_named() -> None:
         return np.zeros(1, np.bool_)
 
     decision = scheduler(profile(filters=[made(keep)])).schedule(ask(), pool(*EMPTY_PAGES))
-    assert len(decision.order) == 3
+    assert decision.slots.tolist() == [0, 1, 2]
     assert [failure.plugin for failure in decision.failures] == ["broken-filter"]
 
 
 @pytest.mark.parametrize("positions", [(0,), (0, 0, 1), (0, 1, 3), (0, 1, -1), (2, 1, 0, 0)])
 def test_a_picker_that_fails_is_replaced_by_the_highest_total(positions: tuple[int, ...]) -> None:
-    chosen = profile((says(0.1, 0.2, 0.0), 1.0), picker=orders(*positions))
+    chosen = profile((says(0.1, 0.2, 0.0), 1.0), picker=orders(*positions, endpoints=3))
     decision = scheduler(chosen).schedule(ask(), pool(*EMPTY_PAGES))
     assert decision.order.tolist() == [1, 0, 2]
     assert [failure.plugin for failure in decision.failures] == ["broken-picker"]
+
+
+@pytest.mark.parametrize("positions", [(), (3,), (-1,)])
+def test_a_picker_that_cannot_name_one_endpoint_is_replaced_by_the_highest_total(positions: tuple[int, ...]) -> None:
+    chosen = profile((says(0.1, 0.2, 0.0), 1.0), picker=orders(*positions))
+    decision = scheduler(chosen).schedule(ask(), pool(*EMPTY_PAGES))
+    assert decision.order.tolist() == [1]
+    assert [failure.plugin for failure in decision.failures] == ["broken-picker"]
+
+
+def test_a_picker_may_order_more_than_are_sent() -> None:
+    chosen = profile((says(0.1, 0.2, 0.0), 1.0), picker=orders(2, 0, 1, endpoints=2))
+    decision = scheduler(chosen).schedule(ask(), pool(*EMPTY_PAGES))
+    assert decision.order.tolist() == [2, 0]
+    assert decision.endpoints == ("192.168.1.3:8000", "192.168.1.1:8000")
+    assert decision.failures == ()

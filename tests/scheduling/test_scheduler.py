@@ -271,6 +271,19 @@ def test_a_decision_stays_what_it_was_when_the_pool_changes() -> None:
     assert choosing.schedule(ask(), table.candidates(NOW + 1)).endpoints == ("10.9.9.9:1",)
 
 
+def test_a_decision_that_nobody_can_look_at_keeps_what_its_request_needs_and_no_more() -> None:
+    _, choosing, candidates = a_decision_of_four()
+    decision = choosing.schedule(ask(), candidates, [Exclusion("ejected", np.array([2]))])
+    decision.let_go()
+    assert decision.first == 0
+    rendered = decision.render()
+    assert rendered["endpoints"] == ["192.168.1.1:8000"]
+    assert rendered["candidates"] == rendered["scorers"] == []
+    assert decision.scores() == ()
+    arrays = (decision.slots, decision.raw, decision.unknown, decision.totals, decision.page_ages)
+    assert sum(array.nbytes for array in arrays) == 0
+
+
 def test_ties_are_counted() -> None:
     candidates = pool(*(Page(waiting=value) for value in (1, 0, 0, 1)))
     assert scheduler(profile((made(queue), 1.0))).schedule(ask(), candidates).ties == 2
