@@ -33,8 +33,8 @@ class Messages(Body):
     def output_limit(self) -> int | None:
         return whole(self.max_tokens)
 
-    def prompt_bytes(self) -> bytes:
-        # bytes(): a msgspec.Raw is not quite bytes.
+    def prompt_bytes(self, most: int) -> bytes:
+        # All of it, since what is left out may be anywhere. bytes(): a msgspec.Raw is not quite bytes.
         prompt = open_ended(Raw(_BILLING.sub(b'""', bytes(self.system))), self.tools, self.messages)
         return _CACHE_MARK.sub(b"", prompt) if b'"cache_control"' in prompt else prompt
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from array import array
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -19,8 +20,12 @@ from msgspec import Raw
 
 from epp.errors import BadRequest
 
+ALL: Final = sys.maxsize
+"""For `most`: all of it."""
 ABSENT: Final = Raw()
 """A field that the body does not have."""
+BYTES_PER_ID: Final = 8
+"""A token id of up to six digits in JSON, with its comma and a space."""
 BYTES_PER_TOKEN: Final = 4
 """English text under common tokenizers; the reference's estimator packs as many bytes into one of its tokens."""
 TOKENS_PER_BLOB: Final = 225
@@ -33,10 +38,9 @@ MAX_MESSAGES: Final = 100_000
 _EMPTY = re.compile(rb'(?:null|""|\[\s*\]|\{\s*\})?')
 _NUMBERS = re.compile(rb"\[[\s\[]*[-0-9]")
 _NESTED = re.compile(rb'\[\s*[\["]')
-# A quoted run of base64, bare or as a data URL; slashes may be escaped. Possessive, so linear.
-_BLOB = re.compile(
-    rb'"(?:data:[\w/+.;=\\-]{0,128},)?(?=[A-Za-z0-9+/=_\\-]{%d})(?:[A-Za-z0-9+/=_-]++|\\/)++"' % BLOB_BYTES
-)
+# Where a quoted run of base64 begins, bare or as a data URL; slashes may be escaped. Possessive, so linear.
+_BLOB = re.compile(rb'"(?:data:[\w/+.;=\\-]{0,128},)?(?=[A-Za-z0-9+/=_\\-]{%d})' % BLOB_BYTES)
+_ESCAPED_BLOB = re.compile(rb"(?:[A-Za-z0-9+/=_-]++|\\/)++")
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -82,8 +86,11 @@ class Body(msgspec.Struct):
     def output_limit(self) -> int | None:
         return None
 
-    def prompt_bytes(self) -> bytes:
-        """What identifies the prompt from its beginning; a longer conversation begins with a shorter one's bytes."""
+    def prompt_bytes(self, most: int) -> bytes:
+        """What identifies the prompt from its beginning; a longer conversation begins with a shorter one's bytes.
+
+        Not less than the first `most` bytes of it; more only where that is cheaper than to cut.
+        """
         return b""
 
     def prompt_tokens(self) -> int:
@@ -112,7 +119,7 @@ class _Message(msgspec.Struct):
 
 _FIRST = msgspec.json.Decoder(_First)
 _STRING = msgspec.json.Decoder(str)
-_IDS = msgspec.json.Decoder(list[int])
+_ANYTHING = msgspec.json.Decoder()
 _TEXTS = msgspec.json.Decoder(list[_Text])
 _MESSAGES = msgspec.json.Decoder(list[_Message])
 # A limit on nesting is the interpreter's, so a span that `read` took may be too deep for a caller further down.
@@ -121,12 +128,14 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def require(name: str, *spans: Raw) -> None:
     """Raise BadRequest unless one of `spans`, alternatives to field `name`, holds something."""
-    if all(is_empty(span) for span in spans):
-        raise BadRequest(f"`{name}` is missing or empty: send something to work on")
+    for span in spans:
+        if not is_empty(span):
+            return
+    raise BadRequest(f"`{name}` is missing or empty: send something to work on")
 
 
 def is_empty(span: Raw) -> bool:
-    return _EMPTY.fullmatch(span) is not None
+    return not span or _EMPTY.fullmatch(span) is not None
 
 
 def is_true(span: Raw) -> bool:
@@ -148,7 +157,7 @@ def whole(span: Raw) -> int | None:
 
 def string(span: Raw) -> str:
     """A JSON string; "" for anything else."""
-    if opening(span) != b'"':
+    if not span or opening(span) != b'"':
         return ""
     try:
         return _STRING.decode(span)
@@ -164,7 +173,7 @@ def first_item(span: Raw) -> Raw:
         return ABSENT
 
 
-def open_ended(*spans: Raw) -> bytes:
+def open_ended(*spans: Raw, most: int = ALL) -> bytes:
     """The spans that hold something, one after the other, the last without its closing bracket or quote.
 
     So the next turn of a conversation, which appends to the last array, begins with these very bytes.
@@ -173,30 +182,53 @@ def open_ended(*spans: Raw) -> bytes:
     if not views:
         return b""
     views[-1] = views[-1][:-1]
-    return b"".join(views).rstrip()
+    joined = b"".join([view[:most] for view in views])
+    return joined[:most] if len(joined) > most else joined.rstrip()
 
 
-def first_prompt(span: Raw) -> bytes:
-    """The first prompt in a field that may hold a text, token ids, or a list of either.
+def first_prompt(span: Raw, most: int = ALL) -> bytes:
+    """The first prompt in a field that may hold a text, token ids, or a list of either, or its first `most` bytes.
 
     A text is its JSON string without the quotes, escapes left as they are; token ids are little-endian uint32.
     """
     if _NESTED.match(span):
         span = first_item(span)
     if _NUMBERS.match(span):
-        return pack(span)
-    return bytes(memoryview(span)[1:-1]) if opening(span) == b'"' else open_ended(span)
+        return pack(span, most)
+    return bytes(memoryview(span)[1:-1][:most]) if opening(span) == b'"' else open_ended(span, most=most)
 
 
-def pack(span: Raw) -> bytes:
-    """Token ids, a flat JSON array, as little-endian uint32; what is no token id leaves the JSON as it is."""
+def pack(span: Raw, most: int = ALL) -> bytes:
+    """Token ids, a flat JSON array, as little-endian uint32; what is no token id leaves the JSON as it is.
+
+    Of a long array only what makes up `most` bytes is read, and a little more: 35 ns an id.
+    """
+    text = _first_ids(bytes(span), most // 4 + 1)
     try:
-        ids = array("I", _IDS.decode(span))
-    except (*_UNREADABLE, OverflowError):
-        return open_ended(span)
+        ids = array("I", _ANYTHING.decode(text) if _is_flat(text) else ())
+    except (*_UNREADABLE, TypeError, OverflowError):
+        ids = array("I")
+    if not ids:
+        return open_ended(span, most=most)
     if sys.byteorder == "big":
         ids.byteswap()
     return ids.tobytes()
+
+
+def _is_flat(array_text: bytes) -> bool:
+    """Whether an array has only numbers in it, or null; true and false and what is written with an exponent end here.
+
+    Then it may be decoded without a type, in half the time of list[int], and costs no more memory.
+    """
+    return not any(array_text.find(mark, 1) >= 0 for mark in (b"[", b"{", b'"', b"e"))
+
+
+def _first_ids(array_text: bytes, count: int) -> bytes:
+    """An array of at least the first `count` numbers of a longer one; all of a shorter one."""
+    found, start, end = 0, 0, BYTES_PER_ID * count
+    while end < len(array_text) and (found := found + array_text.count(b",", start, end)) < count:
+        start, end = end, end + BYTES_PER_ID * (count - found)
+    return array_text[: array_text.rindex(b",", 0, end)] + b"]" if end < len(array_text) else array_text
 
 
 def count_tokens(span: Raw) -> int:
@@ -210,11 +242,13 @@ def count_tokens(span: Raw) -> int:
 
 def estimate(*spans: Raw) -> int:
     """Tokens in spans of JSON: a token for four bytes, each base64 blob (image, audio, file) TOKENS_PER_BLOB."""
-    size, blobs = sum(map(len, spans)), 0
+    size, blobs = 0, 0
     for span in spans:
-        for blob in _BLOB.finditer(span) if _may_have_blobs(bytes(span)) else ():
-            size -= blob.end() - blob.start()
-            blobs += 1
+        size += len(span)
+        if len(span) > BLOB_BYTES and _may_have_blobs(text := bytes(span)):
+            for start, end in _blobs(text):
+                size -= end - start
+                blobs += 1
     return size // BYTES_PER_TOKEN + blobs * TOKENS_PER_BLOB + 1
 
 
@@ -227,6 +261,23 @@ def _may_have_blobs(text: bytes) -> bool:
             return True
         at = space + 1
     return False
+
+
+def _blobs(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where the base64 blobs of a JSON text are, quotes included.
+
+    Past BLOB_BYTES a string is taken for one if it has neither spaces nor escapes and is ASCII: a look at every letter
+    of an image of 4 MB takes 5 ms, this takes 0.5 ms.
+    """
+    end = 0
+    while begins := _BLOB.search(text, end):
+        start, end = begins.end(), text.find(b'"', begins.end())
+        if text.find(b"\\", start, end) >= 0:
+            is_blob = _ESCAPED_BLOB.fullmatch(text, start, end) is not None
+        else:
+            is_blob = text.find(b" ", start, end) < 0 and text[start:end].isascii()
+        if is_blob:
+            yield begins.start(), end + 1
 
 
 def read_messages(span: Raw) -> tuple[Message, ...]:

@@ -37,8 +37,8 @@ class VllmGenerate(Body):
     def output_limit(self) -> int | None:
         return whole(_sampling(self.sampling_params).max_tokens)
 
-    def prompt_bytes(self) -> bytes:
-        return first_prompt(self.token_ids)
+    def prompt_bytes(self, most: int) -> bytes:
+        return first_prompt(self.token_ids, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.token_ids)
@@ -65,8 +65,8 @@ class SglangGenerate(Body):
     def output_limit(self) -> int | None:
         return whole(_sampling(self.sampling_params).max_new_tokens)
 
-    def prompt_bytes(self) -> bytes:
-        return first_prompt(self.input_ids or self.text)
+    def prompt_bytes(self, most: int) -> bytes:
+        return first_prompt(self.input_ids or self.text, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.input_ids) or count_tokens(self.text)

@@ -54,8 +54,8 @@ class Chat(Body):
         limit = whole(self.max_completion_tokens)
         return whole(self.max_tokens) if limit is None else limit
 
-    def prompt_bytes(self) -> bytes:
-        return open_ended(self.tools, self._one())
+    def prompt_bytes(self, most: int) -> bytes:
+        return open_ended(self.tools, self._one(), most=most)
 
     def prompt_tokens(self) -> int:
         return estimate(self.tools, self.messages)
@@ -80,8 +80,8 @@ class Completion(Body):
     def output_limit(self) -> int | None:
         return whole(self.max_tokens)
 
-    def prompt_bytes(self) -> bytes:
-        return first_prompt(self.prompt)
+    def prompt_bytes(self, most: int) -> bytes:
+        return first_prompt(self.prompt, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.prompt)
@@ -96,8 +96,8 @@ class Embedding(Body):
     def check(self) -> None:
         require("input", self.input, self.messages)
 
-    def prompt_bytes(self) -> bytes:
-        return open_ended(self.messages) or first_prompt(self.input)
+    def prompt_bytes(self, most: int) -> bytes:
+        return open_ended(self.messages, most=most) or first_prompt(self.input, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.input) + count_tokens(self.messages)
@@ -120,8 +120,8 @@ class Responses(Body):
     def output_limit(self) -> int | None:
         return whole(self.max_output_tokens)
 
-    def prompt_bytes(self) -> bytes:
-        return open_ended(self.instructions, self.tools, self.input)
+    def prompt_bytes(self, most: int) -> bytes:
+        return open_ended(self.instructions, self.tools, self.input, most=most)
 
     def prompt_tokens(self) -> int:
         return estimate(self.instructions, self.tools, self.input)
@@ -135,8 +135,8 @@ class Conversation(Body):
 
     items: Raw = ABSENT
 
-    def prompt_bytes(self) -> bytes:
-        return open_ended(self.items)
+    def prompt_bytes(self, most: int) -> bytes:
+        return open_ended(self.items, most=most)
 
     def prompt_tokens(self) -> int:
         return estimate(self.items)
@@ -150,8 +150,8 @@ class Image(Body):
 
     prompt: Raw = ABSENT
 
-    def prompt_bytes(self) -> bytes:
-        return first_prompt(self.prompt)
+    def prompt_bytes(self, most: int) -> bytes:
+        return first_prompt(self.prompt, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.prompt)
@@ -172,8 +172,8 @@ class Speech(Body):
     def check(self) -> None:
         require("input", self.input)
 
-    def prompt_bytes(self) -> bytes:
-        return first_prompt(self.input)
+    def prompt_bytes(self, most: int) -> bytes:
+        return first_prompt(self.input, most)
 
     def prompt_tokens(self) -> int:
         return count_tokens(self.input)

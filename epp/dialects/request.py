@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from epp.dialects.body import BYTES_PER_TOKEN, Body, Message
+from epp.dialects.body import ALL, BYTES_PER_TOKEN, Body, Message
 from epp.headers import FAIRNESS_ID, MODEL_REWRITE, OBJECTIVE, REQUEST_ID, Headers
 
 DEFAULT_FLOW: Final = "default-flow"
@@ -106,8 +106,12 @@ class Request:
         beginnings of the same shape of body mean equal prompts, so hash the model and `cache_salt` in.
         """
         if self._prompt is None:
-            self._prompt = self.content.prompt_bytes()
+            self._prompt = self.content.prompt_bytes(ALL)
         return self._prompt
+
+    def prompt_start(self, most: int) -> bytes:
+        """The first `most` bytes of `prompt`, or some more: a part of the work where the prompt is long. Not kept."""
+        return self.content.prompt_bytes(most) if self._prompt is None else self._prompt
 
     @property
     def tokens(self) -> int:
@@ -140,5 +144,7 @@ class Request:
 
 def header(found: dict[str, bytes], *names: str) -> str:
     """As `epp.headers.text`, of headers that are a dict already; empty when absent."""
-    value = next((found[name] for name in names if name in found), b"")
-    return value.decode("utf-8", "replace").strip()
+    for name in names:
+        if name in found:
+            return found[name].decode("utf-8", "replace").strip()
+    return ""

@@ -8,6 +8,7 @@ Source: the suffixes that the reference's parsers claim; the APIs' own paths for
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -66,6 +67,7 @@ def path_of(found: dict[str, bytes]) -> str:
     return path.decode("utf-8", "replace").partition("?")[0]
 
 
+@lru_cache(64)  # paths are few; of long ones somebody makes up this keeps no more
 def route(path: str) -> Route | None:
     """How the body of a POST to `path` is read; None: it is not. A slash at the end does not matter."""
     segments = path.rstrip("/").split("/")

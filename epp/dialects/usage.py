@@ -125,6 +125,7 @@ class _Events:
         self._last = b"message_stop" if dialect is Dialect.ANTHROPIC else b"[DONE]"
         self._tail = bytearray()  # of a line whose end has not come
         self._skipping = False  # that line is too long
+        self._is_within = False  # either of the two: the next piece begins within a line
 
     @property
     def usage(self) -> Usage | None:
@@ -134,25 +135,34 @@ class _Events:
         return self._usage
 
     def feed(self, data: bytes) -> None:
-        cut = len(data) if data.endswith(b"\n") else max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if not cut:
-            self._hold(data)
-            return
-        block = data[:cut]
-        if self._tail:
-            block = bytes(self._tail) + block
-            self._tail.clear()
-        if self._word in block or self._last in block:
-            self._read(block.splitlines()[self._skipping :])
-        self._skipping = False
-        if cut < len(data):
-            self._hold(data[cut:])
+        # Nearly every piece is whole events without a usage, so these lines are what 100 pieces cost (rfind takes half
+        # as long as `in`, for the bytes of one event).
+        if self._is_within or not data.endswith(b"\n"):
+            data = self._whole_lines(data)
+        if data.rfind(self._last) >= 0 or (data.rfind(self._word) >= 0 and _SAYS_SOMETHING.search(data)):
+            self._read(data.splitlines())
 
     def end(self) -> None:
         self._read([bytes(self._tail)])
         self._tail.clear()
 
+    def _whole_lines(self, data: bytes) -> bytes:
+        """The lines that are whole by now, without the one that is skipped; the rest is kept."""
+        cut = len(data) if data.endswith(b"\n") else max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if not cut:
+            self._hold(data)
+            return b""
+        lines = bytes(self._tail) + data[:cut]
+        if self._skipping:
+            lines = b"".join(lines.splitlines(keepends=True)[1:])
+        self._tail.clear()
+        self._skipping = self._is_within = False
+        if cut < len(data):
+            self._hold(data[cut:])
+        return lines
+
     def _hold(self, data: bytes) -> None:
+        self._is_within = True
         self._tail += data
         if self._skipping or len(self._tail) > MAX_LINE:
             self._skipping = True
@@ -173,9 +183,10 @@ class _Events:
 
 
 # In a text that was generated the quotes are escaped, so none of these is found there.
-_USAGE_FOLLOWS = re.compile(rb'"(?:usage|meta_info)"\s*:\s*\{')
+_USAGE_FOLLOWS = re.compile(rb'"(?:usage|meta_info)"\s*:\s*\{')  # many servers say null in all events but one
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _LAST_EVENT = re.compile(rb'"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"')
+_SAYS_SOMETHING = re.compile(_USAGE_FOLLOWS.pattern + b"|" + _LAST_EVENT.pattern)
 
 
 class _Document(msgspec.Struct):

@@ -1,45 +1,54 @@
-"""A prompt as a chain of block hashes: equal hashes mean equal prefixes.
+"""A prompt as the hashes of its blocks, root first: equal beginnings of hashes mean equal beginnings of prompts.
 
-In: the bytes that identify a prompt from its beginning. Out: one hash for each whole block.
+In: the bytes that identify a prompt from its beginning. Out: HASH_BYTES for each whole block, one after the other.
 Rules here:
-- Hash i covers blocks 0..i, since each is seeded with the one before it: two prompts share hash i only when they
-  share everything up to there.
-- The chain starts from the model that computes the cache (a LoRA adapter is one) and the client's cache salt, so
-  that neither is ever shared across them.
+- A hash covers its own block alone, so that all of them are made in one sweep. What a block follows is said by its
+  place: prompts are compared from the root, and the index is a tree.
+- The first hash is seeded with the model that computes the cache (a LoRA adapter is one) and the client's cache salt,
+  so that neither is ever shared across them.
 - The trailing partial block is left out: it changes with every turn of a conversation.
-Rejected: token ids (a tokenizer costs more than the decision); concatenating block and previous hash, as the
-reference does (xxh3 takes the previous hash as its seed, and no bytes are copied twice).
-Source: vLLM's block hash chain; llm-d approx-prefix-cache-producer.
+- The hash is not secret: who crafts two blocks of one hash makes his own prompts look alike and is routed worse for
+  it. What a prompt is answered with is never at stake, for engines compare their own hashes.
+Measured, 100 KB in 390 blocks of 256 bytes, on one of two shared cores: this 24 us. Rejected: a chain, each hash seeded
+with the one before it (57 us: a Python step a block); words times random constants, summed by numpy (8 us, but blocks
+that differ only in the last bytes of two words are equal with 1 in 128; with what mends that it is no faster); token
+ids (a tokenizer costs more than the decision).
+Source: vLLM's block hashes; llm-d approx-prefix-cache-producer.
 """
 
 from __future__ import annotations
 
-from xxhash import xxh3_64_intdigest
+from itertools import chain, repeat
+from typing import Final
+
+import numpy as np
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from epp.dialects.body import BYTES_PER_TOKEN
 
+HASH_BYTES: Final = 8
 
-def chain_seed(model: str, salt: str) -> int:
-    """Where the chain of a model and a cache salt begins, 64 bits."""
+
+def root_seed(model: str, salt: str) -> int:
+    """What the first block of a model's prompts with a cache salt is seeded with, 64 bits."""
     return xxh3_64_intdigest(salt.encode(), seed=xxh3_64_intdigest(model.encode()))
 
 
-def block_hashes(prompt: bytes, seed: int, block_tokens: int, most: int) -> list[int]:
+def block_hashes(prompt: bytes, seed: int, block_tokens: int, most: int) -> bytes:
     """Hash the leading whole blocks of a prompt, root first.
 
     Args:
         prompt: what identifies the prompt from its beginning.
-        seed: from `chain_seed`.
+        seed: from `root_seed`.
         block_tokens: tokens a block, estimated by their bytes; at least 1.
         most: blocks after which to stop.
 
     Returns:
-        At most `most` hashes, 64 bits each; empty when the prompt is shorter than one block.
+        At most `most` times HASH_BYTES; empty when the prompt is shorter than one block.
     """
     size = block_tokens * BYTES_PER_TOKEN
-    hashes: list[int] = []
-    chained = seed
-    for start in range(0, min(len(prompt) // size, most) * size, size):
-        chained = xxh3_64_intdigest(prompt[start : start + size], seed=chained)
-        hashes.append(chained)
-    return hashes
+    blocks = min(len(prompt) // size, most)
+    if not blocks:
+        return b""
+    pieces: list[bytes] = np.frombuffer(prompt, f"V{size}", blocks).tolist()
+    return b"".join(map(xxh3_64_digest, pieces, chain((seed,), repeat(0))))

@@ -103,6 +103,11 @@ def test_marks_and_hashes_that_change_from_turn_to_turn_are_no_part_of_an_anthro
         ([-1], b"[-1", 1),
         ([1, "a"], b'[1, "a"', 2),
         ([1.5], b"[1.5", 1),
+        ([1, True], b"[1, true", 2),
+        ([1, None], b"[1, null", 2),
+        ([1, [2]], b"[1, [2]", 2),
+        ([1, {}], b"[1, {}", 2),
+        ([1e300], b"[1e+300", 1),
     ],
 )
 def test_every_prompt_shape_is_read(path: str, given_prompt: object, prompt: bytes, tokens: int) -> None:
@@ -168,6 +173,18 @@ def test_a_long_text_without_spaces_is_text() -> None:
         assert post(CHAT, json.dumps(body, ensure_ascii=ascii_only).encode()).tokens >= 15_000
 
 
+@pytest.mark.parametrize("end", [" and more", "\n", "\N{GRINNING FACE}", "\\"])
+def test_a_text_that_begins_like_base64_is_text(end: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 4_000 + end}]}
+    for ascii_only in (True, False):
+        assert post(CHAT, json.dumps(body, ensure_ascii=ascii_only).encode()).tokens >= 1_000
+
+
+def test_each_of_several_images_counts() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 3_000}}] * 3
+    assert 3 * 225 < chat(messages=[{"role": "user", "content": parts}]).tokens < 3 * 225 + 75
+
+
 def test_messages_are_read_from_every_kind_of_content() -> None:
     messages = [
         {"role": "system", "content": "be kind"},
@@ -209,6 +226,39 @@ def test_what_was_asked_once_is_not_computed_again() -> None:
     assert request.prompt is request.prompt
     assert request.messages is request.messages
     assert request.tokens == request.tokens
+
+
+TURNS = st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": TEXTS}), min_size=1, max_size=3)
+PROMPTS: st.SearchStrategy[tuple[str, dict[str, object]]] = st.one_of(
+    TURNS.map(lambda turns: ("/v1/chat/completions", {"tools": [1], "messages": turns})),
+    TURNS.map(lambda turns: ("/v1/responses", {"instructions": "be kind", "input": turns})),
+    TURNS.map(lambda turns: ("/v1/messages", {"system": "be kind", "messages": turns})),
+    st.text(min_size=1).map(lambda text: ("/v1/completions", {"prompt": text})),
+    st.lists(st.integers(0, 2**32 - 1), min_size=1).map(lambda found: ("/v1/completions", {"prompt": found})),
+    st.lists(st.integers(0, 9), min_size=1).map(lambda found: ("/generate", {"input_ids": [found, [1]]})),
+    st.lists(st.integers(0, 9), min_size=1).map(lambda found: ("/inference/v1/generate", {"token_ids": found})),
+)
+
+
+@given(PROMPTS, st.integers(0, 80), st.sampled_from([None, 0, 1]))
+def test_the_start_of_a_prompt_is_what_all_of_it_begins_with(
+    asked: tuple[str, dict[str, object]], most: int, indent: int | None
+) -> None:
+    path, fields = asked
+    request = read(headers(path), json.dumps({"model": "m"} | fields, indent=indent).encode())
+    start = request.prompt_start(most)
+    assert start[:most].rstrip() == request.prompt[:most].rstrip()  # the last bracket has white space before it
+    assert request.prompt_start(most) is request.prompt
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n            "])
+def test_of_many_token_ids_only_those_at_the_start_are_read(space: str) -> None:
+    text = "[" + f",{space}".join(str(number % 100_000) for number in range(200_000)) + "]"
+    request = post("/v1/completions", f'{{"model":"m","prompt":{text}}}'.encode())
+    start = request.prompt_start(4_000)
+    assert start[:4_000] == ids(*range(1_000))
+    assert len(start) < 4 * 4_000
+    assert request.prompt == ids(*range(100_000), *range(100_000))
 
 
 def test_nesting_that_was_read_never_fails_a_caller_further_down() -> None:

@@ -159,6 +159,8 @@ def test_each_last_event_of_responses_completes_the_answer(kind: str) -> None:
     body = events({"type": kind, "response": {"usage": {"input_tokens": 1, "output_tokens": 2}}})
     reader = feed(RESPONSES, STREAM, body)
     assert (reader.usage, reader.done) == (Usage(1, 2, None), True)
+    reader = feed(RESPONSES, STREAM, events({"type": kind, "response": {"usage": None}}))
+    assert (reader.usage, reader.done) == (None, True)
 
 
 @pytest.mark.parametrize(
