@@ -21,7 +21,7 @@ from epp import dialects
 from epp.dialects.request import Request
 from epp.dialects.usage import UsageReader, usage_reader
 from epp.endpoints.ejection import Ejection
-from epp.endpoints.slowstart import slow_start
+from epp.endpoints.slowstart import anyone_new, slow_start
 from epp.endpoints.subset import in_subset
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Hold
 from epp.errors import NoEndpoint, Refusal
@@ -42,6 +42,8 @@ class Outcome(Enum):
     REFUSED = "refused"
     """Refused after a decision had been made."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code
+
 
 class Ticket:
     """One admitted request, from its decision to its end."""
@@ -51,10 +53,13 @@ class Ticket:
         "decision",
         "endpoint",
         "first_byte_at",
+        "gaps",
         "hold",
+        "last_byte_at",
         "request",
         "response_bytes",
         "response_started_at",
+        "seen",
         "started_at",
         "status",
         "usage",
@@ -72,6 +77,7 @@ class Ticket:
         self.request = request
         """What was asked, without its body: a ticket lives as long as the answer takes."""
         self.decision = decision
+        """In full while it is among the latest; endpoints and tokens as long as the ticket lives."""
         self.endpoint = endpoint
         """Where it runs, as far as we know: the first choice, until the proxy says otherwise."""
         self.hold = hold
@@ -81,9 +87,21 @@ class Ticket:
         self.response_started_at: float | None = None
         self.first_byte_at: float | None = None
         """First byte of a response body, where bodies are seen."""
+        self.last_byte_at = 0.0
+        """Latest piece of it."""
         self.status = 0
         self.usage: UsageReader | None = None
         self.response_bytes = 0
+        self.gaps: Gaps | None = None
+        """Who wants to know the time between two pieces of the response body, set by the observer."""
+        self.seen: object = None
+        """What the observer remembers of this ticket; nobody else's."""
+
+
+class Gaps(Protocol):
+    """Takes the seconds between two pieces of one response body."""
+
+    def observe(self, value: float) -> None: ...
 
 
 class Observer(Protocol):
@@ -95,6 +113,9 @@ class Observer(Protocol):
         """Refused before or after a decision. No request: refused before its body was read."""
 
     def finished(self, ticket: Ticket, outcome: Outcome, now: float) -> None: ...
+
+    def stream_ended(self, duration: float) -> None:
+        """An exchange's stream is over, after so many seconds, whatever came of it."""
 
     def broke(self, what: str, error: Exception) -> None:
         """A mistake of our own, contained: one request got a 500, or a signal was lost."""
@@ -123,7 +144,7 @@ class PickerOptions(msgspec.Struct, frozen=True):
     emit_scores: bool = False
     """Tell the proxy each endpoint's total score, as dynamic metadata (`--emit-endpoint-scores`)."""
     records: int = 256
-    """Decisions kept for /debug/decisions."""
+    """Decisions kept for /debug/decisions, at least 1."""
 
 
 class Picker:
@@ -170,7 +191,7 @@ class Picker:
         try:
             ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now)
             decision.cost_us = (self._stopwatch() - began) * 1e6
-            self.records.append(Record(now, request.request_id, request.model, request.target_model, decision))
+            self._remember(Record(now, request.request_id, request.model, request.target_model, decision))
             self.observer.decided(ticket)
         except BaseException:
             self.table.release(hold)  # without a ticket nobody else would
@@ -204,6 +225,9 @@ class Picker:
         if ticket.first_byte_at is None:
             ticket.first_byte_at = now
             self.table.prefill_done(ticket.hold)
+        elif ticket.gaps is not None:
+            ticket.gaps.observe(now - ticket.last_byte_at)
+        ticket.last_byte_at = now
         ticket.response_bytes += len(data)
         if ticket.usage is not None:
             ticket.usage.feed(data)
@@ -216,7 +240,7 @@ class Picker:
     def finish(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Count the request out."""
         self.table.release(ticket.hold)
-        if outcome is Outcome.CUT and ticket.usage is not None and ticket.usage.done:
+        if ticket.usage is not None and ticket.usage.done and outcome is Outcome.CUT:
             outcome = Outcome.COMPLETE  # clients hang up right after the last event of a stream
         self.observer.finished(ticket, outcome, now)
 
@@ -227,6 +251,13 @@ class Picker:
         return ticket.decision.scores()
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _remember(self, record: Record) -> None:
+        """Keep it for whoever looks later; the oldest gives way, and with it what its ticket need not know."""
+        records = self.records
+        if len(records) == records.maxlen:
+            records[0].decision.let_go()
+        records.append(record)
 
     def _guard(
         self, candidates: Candidates, subset: tuple[str, ...] | None, now: float
@@ -241,14 +272,17 @@ class Picker:
                 raise NoEndpoint("none of the pool's endpoints is in the subset that the gateway allows")
             exclusions.append(Exclusion("subset", candidates.slots[~allowed]))
             candidates = candidates.keep(allowed)
-        out = self._ejection.out(candidates.slots, now)
-        if out.any():
-            exclusions.append(Exclusion("ejected", candidates.slots[out]))
-            candidates = candidates.keep(~out)
-        warm = slow_start(candidates, self._options.slow_start)
-        if not warm.all():
-            exclusions.append(Exclusion("slow-start", candidates.slots[~warm]))
-            candidates = candidates.keep(warm)
+        if self._ejection.anyone(now):
+            out = self._ejection.out(candidates.slots, now)
+            if out.any():
+                exclusions.append(Exclusion("ejected", candidates.slots[out]))
+                candidates = candidates.keep(~out)
+        window = self._options.slow_start
+        if anyone_new(self.table, window, now):
+            warm = slow_start(candidates, window)
+            if not warm.all():
+                exclusions.append(Exclusion("slow-start", candidates.slots[~warm]))
+                candidates = candidates.keep(warm)
         return candidates, exclusions
 
     def _move(self, ticket: Ticket, served: str, now: float) -> None:

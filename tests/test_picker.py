@@ -131,6 +131,18 @@ def test_guards_add_up() -> None:
     assert [exclusion.name for exclusion in ticket.decision.exclusions] == ["subset", "ejected", "slow-start"]
 
 
+def test_a_new_endpoint_starts_slowly_and_is_like_any_other_after_its_window() -> None:
+    """Ten seconds, by default. A and B were there from the beginning, 100 s ago."""
+    picker = picker_for((A, B), Watch())
+    new = picker.table.put(Endpoint("default/new", D), now=100.0)
+    picker.table.page_told(new, picker.table.generation(new), Page(waiting=0.0), now=100.0)
+    picker.table.admit(new)
+    held = decide(picker, now=109.9)  # nothing runs elsewhere, so one is the new one's share
+    assert held.endpoint.address == A
+    assert [exclusion.name for exclusion in held.decision.exclusions] == ["slow-start"]
+    assert decide(picker, now=110.0).decision.exclusions == ()
+
+
 def test_prefill_tokens_count_until_the_first_byte_where_bodies_are_seen() -> None:
     picker = picker_for((A,), Watch())
     hold = picker.table.admit(0, prefill_tokens=100.0)
@@ -147,6 +159,72 @@ def test_prefill_tokens_count_until_the_first_byte_where_bodies_are_seen() -> No
     assert ticket.usage.usage.prompt_tokens == 5
 
 
+def test_gaps_are_told_to_whoever_wants_them_from_the_second_piece_on() -> None:
+    class Gaps:
+        def __init__(self) -> None:
+            self.told: list[float] = []
+
+        def observe(self, value: float) -> None:
+            self.told.append(value)
+
+    picker = picker_for((A,), Watch())
+    ticket, unwatched = decide(picker), decide(picker)
+    ticket.gaps = gaps = Gaps()
+    for each in (ticket, unwatched):
+        picker.response_started(each, OK, None, now=0.5, bodies_seen=True)
+        for at in (1.0, 1.25, 3.25):
+            picker.response_data(each, b"x", at)
+    assert gaps.told == [0.25, 2.0]
+    assert (ticket.first_byte_at, ticket.last_byte_at) == (1.0, 3.25)
+
+
+def test_decisions_may_be_made_while_the_last_ones_are_read() -> None:
+    picker = picker_for((A, B), Watch())
+    for _ in range(3):
+        decide(picker)
+    shown = []
+    for each in decisions(picker, 10, wall_offset=0.0):
+        shown.append(each["endpoints"])
+        decide(picker)
+    assert len(shown) == 3
+
+
+def test_a_ticket_outlives_its_record_and_keeps_what_it_needs() -> None:
+    picker = picker_for((A, B, C), Watch())
+    tickets = [decide(picker) for _ in range(257)]
+    oldest, next_oldest = tickets[:2]
+    assert len(oldest.decision.slots) == len(oldest.decision.raw) == len(oldest.decision.page_ages) == 0
+    assert len(next_oldest.decision.slots) == 3
+    assert picker.records[0].decision is next_oldest.decision
+    before = inflight(picker)
+    picker.response_started(oldest, OK, B, now=0.0, bodies_seen=False)  # it moves, and the first choice failed
+    assert inflight(picker) == [before[0] - 1, before[1] + 1, before[2]]
+    for ticket in tickets:
+        picker.finish(ticket, Outcome.COMPLETE, now=1.0)
+    assert inflight(picker) == [0, 0, 0]
+
+
+def test_decisions_that_are_forgotten_while_they_are_read_are_left_out() -> None:
+    picker = picker_for((A, B), Watch())
+    for _ in range(256):
+        decide(picker)
+    shown = decisions(picker, 1000, wall_offset=0.0)
+    assert len(next(shown)["candidates"]) == 2
+    for _ in range(250):  # of the 256 that were there, six are left
+        decide(picker)
+    rest = [each["candidates"] for each in shown]
+    assert [len(candidates) for candidates in rest] == [2] * 5
+
+
+def test_endpoints_may_leave_while_they_are_read() -> None:
+    picker = picker_for((A, B, C), Watch())
+    shown = []
+    for each in endpoints(picker.table, Ejection(picker.table, EjectionParams()), 1.0):
+        shown.append((each["address"], each["waiting"], each["page_age"]))
+        picker.table.replace([], 1.0)
+    assert shown == [(A, 0.0, 1.0), (B, 100.0, 1.0), (C, 200.0, 1.0)]
+
+
 def test_a_client_that_hangs_up_after_the_last_event_of_a_stream_has_its_whole_answer() -> None:
     watch = Watch()
     picker = picker_for((A,), watch)
@@ -158,6 +236,19 @@ def test_a_client_that_hangs_up_after_the_last_event_of_a_stream_has_its_whole_a
     picker.response_data(ticket, b"data: {}\n\ndata: [DONE]\n\n", 0.0)
     picker.finish(ticket, Outcome.CUT, 0.0)
     assert watch.outcomes == [Outcome.COMPLETE]
+
+
+def test_a_client_that_hangs_up_before_the_last_event_of_a_stream_cut_it() -> None:
+    watch = Watch()
+    picker = picker_for((A,), watch)
+    request = dialects.read(POST, b'{"model":"m","prompt":"hello","stream":true}')
+    ticket, _ = picker.decide(request, None, 0.0, 0.0)
+    picker.response_started(
+        ticket, ((":status", b"200"), ("content-type", b"text/event-stream")), None, 0.0, bodies_seen=True
+    )
+    picker.response_data(ticket, b"data: {}\n\n", 0.0)
+    picker.finish(ticket, Outcome.CUT, 0.0)
+    assert watch.outcomes == [Outcome.CUT]
 
 
 def test_a_rewritten_model_is_spliced_into_the_body() -> None:

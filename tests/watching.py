@@ -16,6 +16,7 @@ class Watch:
         self.outcomes: list[Outcome] = []
         self.mistakes: list[Exception] = []
         self.silent: list[str] = []
+        self.streams: list[float] = []
 
     def decided(self, ticket: Ticket) -> None:
         self.tickets.append(ticket)
@@ -25,6 +26,9 @@ class Watch:
 
     def finished(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         self.outcomes.append(outcome)
+
+    def stream_ended(self, duration: float) -> None:
+        self.streams.append(duration)
 
     def broke(self, what: str, error: Exception) -> None:
         self.mistakes.append(error)

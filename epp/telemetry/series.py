@@ -6,6 +6,8 @@ Rules here:
   and whatever is over a limit is added up under `other`.
 - A set of labels that was admitted stays admitted, and one that was not never is: what is counted up under some
   labels is counted down under the same.
+- Bounds of what is measured in seconds are floats, of what is counted are ints: comparing one with the other would
+  make an observation cost half as much again.
 - Pure: no clock, no lock (one event loop), no format.
 Rejected: prometheus_client's histograms on the hot path: ten observations under four labels take 19 us (9 us where the
 labels are looked up before) against 1.9 us here.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -30,10 +33,11 @@ class Limits(msgspec.Struct, frozen=True):
     """What keeps the number and the size of series bounded."""
 
     label_sets: int = 100
-    """Sets of request labels. A full one takes 3.5 KiB of memory, and of the page 240 lines (45 KiB) and, where it
-    brings a model of its own, 160 more (72 KiB in all)."""
-    endpoint_sets: int = 2000
-    """Sets of labels that name an endpoint; one line each."""
+    """Sets of request labels. A full one takes 4.5 KiB of memory, and of the page 255 lines (40 KiB) and, where it
+    brings a model of its own, 160 more (60 KiB in all), where names have 16 characters."""
+    endpoint_sets: int = 10_000
+    """Sets of labels that name an endpoint: 100 models on 100 endpoints are told apart. One takes 300 bytes of memory
+    and a line under each of two names."""
     models: int = 1000
     """Distinct model names, target models included (the reference's cap)."""
     fairness_ids: int = 1000
@@ -72,10 +76,7 @@ class Histogram:
 
     def cumulative(self) -> Iterator[int]:
         """Observations up to each bound, the last up to +Inf."""
-        seen = 0
-        for count in self.counts:
-            seen += count
-            yield seen
+        return accumulate(self.counts)
 
 
 class Capped:
@@ -127,8 +128,10 @@ class LabelSets(Generic[Accumulator]):
         return self._other
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], Accumulator]]:
-        """Labels and accumulators, in the order in which they were first seen, `other` last."""
-        yield from self._sets.items()
+        """Labels and accumulators, in the order in which they were first seen, `other` last. Sets may be added
+        meanwhile; whoever goes through in slices does not see those."""
+        for labels in list(self._sets):  # ten times faster to copy than items(), and no set is ever taken away
+            yield labels, self._sets[labels]
         if self._other is not None:
             yield (OTHER,) * self._width, self._other
 
@@ -143,6 +146,10 @@ class Counter:
 
     def add(self, *labels: str) -> None:
         self._sets.get(labels)[0] += 1.0
+
+    def cell(self, *labels: str) -> list[float]:
+        """Where these labels are counted, for whoever remembers it: one number, to be added to."""
+        return self._sets.get(labels)
 
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], float]]:
         return ((labels, cell[0]) for labels, cell in self._sets)

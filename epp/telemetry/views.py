@@ -1,12 +1,13 @@
 """The debug pages: why each request went where it went, and what is known of every endpoint.
 
-In: the picker and its table. Out: JSON values, made when somebody looks. The form of a decision is
-`protos/decision.proto` (protobuf's JSON mapping with the field names of the file).
+In: the picker and its table. Out: JSON values, each made when it is asked for; decisions may be made between two.
+The form of a decision is `protos/decision.proto` (protobuf's JSON mapping with the field names of the file).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,42 +16,38 @@ from epp.endpoints.table import FACTS, GAUGES, EndpointTable
 from epp.picker import Picker
 
 
-def decisions(picker: Picker, n: int, wall_offset: float) -> list[dict[str, Any]]:
-    """The last n decisions, latest first.
+def decisions(picker: Picker, n: int, wall_offset: float) -> Iterator[dict[str, Any]]:
+    """The last n decisions, latest first; not those that the picker forgets while this is read.
 
     Args:
         wall_offset: what makes seconds since the Unix epoch of the picker's `now`.
     """
-    return [
-        {
+    for record in list(islice(reversed(picker.records), n)):
+        if not len(record.decision.slots):
+            return  # let go, and so are all before it
+        yield {
             "request_id": record.request_id,
             "time": record.at + wall_offset,
             "model": record.model,
             "target_model": record.target_model,
             **record.decision.render(),
         }
-        for record in islice(reversed(picker.records), n)
-    ]
 
 
-def endpoints(table: EndpointTable, ejection: Ejection, now: float) -> list[dict[str, Any]]:
+def endpoints(table: EndpointTable, ejection: Ejection, now: float) -> Iterator[dict[str, Any]]:
     """Every listed endpoint: unknown values are null, never zero."""
     slots = table.listed
     columns = {name: table.column(name, slots, now) for name in (*GAUGES, *FACTS, "inflight", "inflight_tokens")}
     ejected = ejection.out(slots, now)
-    rows = []
-    for i, slot in enumerate(slots.tolist()):
-        endpoint = table.endpoint(slot)
-        age = now - table.page_at(slot)
-        rows.append(
-            {
-                "name": endpoint.name,
-                "address": endpoint.address,
-                "labels": endpoint.labels,
-                "page_age": None if math.isinf(age) else age,
-                "ejected": bool(ejected[i]),
-                "adapters": table.adapter_names(slot),
-                **{name: float(values[i]) if known[i] else None for name, (values, known) in columns.items()},
-            }
-        )
-    return rows
+    listed = [(slot, table.endpoint(slot), table.generation(slot)) for slot in slots.tolist()]
+    ages = table.page_ages(now)[slots].tolist()
+    for i, (slot, endpoint, generation) in enumerate(listed):
+        yield {
+            "name": endpoint.name,
+            "address": endpoint.address,
+            "labels": endpoint.labels,
+            "page_age": None if math.isinf(ages[i]) else ages[i],
+            "ejected": bool(ejected[i]),
+            "adapters": table.adapter_names(slot) if table.generation(slot) == generation else (),
+            **{name: float(values[i]) if known[i] else None for name, (values, known) in columns.items()},
+        }

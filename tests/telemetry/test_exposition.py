@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from epp.errors import NoEndpoint
 from epp.picker import Outcome
 from epp.telemetry.exposition import Sources, render
 from epp.telemetry.metrics import Metrics
-from tests.telemetry.builders import decision, metrics, page_of, request, table, ticket, value, zero
+from tests.telemetry.builders import decision, metrics, page_of, read, request, table, ticket, value, zero
 
 FULL = Page(waiting=3, running=8, kv_usage=0.5)
 A, B, C = (Endpoint(f"ns/{name}-rank-0", f"10.0.0.{number}:8000") for number, name in enumerate("abc", 1))
@@ -25,6 +26,9 @@ def everything() -> tuple[Metrics, Sources]:
     for made in (streamed, ticket(first_byte_at=11.0, made=decision(prompt=8, failures=("x",)), status=500)):
         counted.decided(made)
         counted.finished(made, Outcome.COMPLETE, 12.0)
+    assert streamed.gaps is not None
+    streamed.gaps.observe(0.25)
+    counted.stream_ended(2.0)
     counted.refused(request(), NoEndpoint("none"), 0.1)
     counted.broke("a decision", ValueError("no"))
     return counted, Sources(
@@ -34,6 +38,7 @@ def everything() -> tuple[Metrics, Sources]:
         version="1.0",
         scrape_errors=lambda: (5, 6),
         streams=lambda: (2, 7),
+        breaches=lambda: {"streams": 3, "header-list": 0},
         ejections=lambda: (1, 4),
         prefix_blocks=lambda: 12,
     )
@@ -93,6 +98,9 @@ def test_what_others_count_is_read_when_somebody_scrapes() -> None:
         assert value(page, f"{prefix}datalayer_extract_errors_total", **extractor) == 6
     assert value(page, "llm_d_epp_extproc_streams_inflight") == 2
     assert value(page, "llm_d_epp_extproc_streams_total", code="OK") == 5
+    assert value(page, "llm_d_epp_extproc_stream_duration_seconds_sum") == 2.0
+    assert value(page, "epp_extproc_limit_breaches_total", limit="streams") == 3
+    assert value(page, "epp_extproc_limit_breaches_total", limit="header-list") == 0
     assert value(page, "epp_ejected_endpoints") == 1
     assert value(page, "epp_ejections_total") == 4
     assert value(page, "llm_d_epp_prefix_indexer_size", plugin_type="approx-prefix-cache-producer") == 12
@@ -117,6 +125,91 @@ def test_help_and_type_come_before_the_samples_of_their_family() -> None:
             assert name in seen or any(
                 name == f"{family}_{part}" for family in seen for part in ("bucket", "sum", "count")
             )
+
+
+def test_what_a_transport_does_not_tell_is_absent() -> None:
+    page = page_of(metrics(), Sources(table([]), "p", zero, streams=lambda: (0, 0)))
+    assert "llm_d_epp_extproc_streams_total" in page
+    assert "llm_d_epp_extproc_stream_duration_seconds" not in page
+    assert "epp_extproc_limit_breaches_total" not in page
+
+
+# -- in pieces ---------------------------------------------------------------------------------------------------
+
+
+def ask(counted: Metrics, model: str, endpoint: Endpoint = A, fairness_id: str = "f") -> None:
+    made = ticket(request(model, fairness_id=fairness_id), endpoint=endpoint, first_byte_at=10.5)
+    counted.decided(made)
+    counted.finished(made, Outcome.COMPLETE, 12.0)
+
+
+def many() -> Metrics:
+    """30 models, each of which ran on 30 endpoints: 900 attempts to tell, under two names."""
+    counted = metrics()
+    endpoints = [Endpoint(f"ns/pod-{number}-rank-0", f"10.0.1.{number}:8000") for number in range(30)]
+    for model in range(30):
+        for endpoint in endpoints:
+            ask(counted, f"model-{model}", endpoint)
+    return counted
+
+
+def while_others_count(counted: Metrics, pieces: Iterator[bytes], first: int = 0) -> bytes:
+    """The page, made while after each piece a known model, a new one and a new endpoint are asked for."""
+    page = []
+    for number, piece in enumerate(pieces, first):
+        page.append(piece)
+        ask(counted, "model-0")
+        ask(counted, f"new-{number}", Endpoint(f"ns/new-{number}-rank-0", f"10.0.2.{number % 250}:8000"))
+    return b"".join(page)
+
+
+def test_no_piece_of_a_large_page_is_large() -> None:
+    sizes = [piece.count(b"\n") for piece in render(many(), Sources(table([]), "p", zero))]
+    assert sum(sizes) > 6_000
+    # A histogram of 35 bounds has 38 lines; a piece has at most six, or 200 samples, and two lines of head.
+    assert max(sizes) <= 6 * 38 + 2
+
+
+def test_a_page_in_pieces_has_each_family_once_and_each_series_once_while_others_count() -> None:
+    counted = many()
+    page = while_others_count(counted, render(counted, Sources(table([A], [FULL]), "p", zero))).decode()
+    heads = [line.split()[2] for line in page.splitlines() if line.startswith("# HELP ")]
+    assert len(heads) == len(set(heads))
+    families = dict(read(page.encode()))
+    for name, family in families.items():
+        keys = [(sample.name, tuple(sorted(sample.labels.items()))) for sample in family.samples]
+        assert len(keys) == len(set(keys)), name
+
+
+def test_no_counter_goes_back_from_one_page_to_the_next_while_others_count() -> None:
+    counted, before = many(), dict[str, float]()
+    for first in (0, 1000, 2000):
+        page = while_others_count(counted, render(counted, Sources(table([]), "p", zero)), first)
+        now = {
+            f"{sample.name} {sorted(sample.labels.items())}": sample.value
+            for name, family in read(page)
+            if family.type in ("counter", "histogram") and not name.startswith("process_")
+            for sample in family.samples
+        }
+        assert all(now[key] >= value for key, value in before.items())
+        before = now
+
+
+def test_each_histogram_is_consistent_in_itself_while_others_count() -> None:
+    counted = many()
+    page = while_others_count(counted, render(counted, Sources(table([]), "p", zero)))
+    counts: dict[tuple[str, tuple[tuple[str, str], ...]], dict[str, float]] = {}
+    for name, family in read(page):
+        for sample in family.samples if family.type == "histogram" else ():
+            key = name, tuple(sorted((label, text) for label, text in sample.labels.items() if label != "le"))
+            counts.setdefault(key, {})[sample.labels.get("le") or sample.name.rpartition("_")[2]] = sample.value
+    assert len(counts) > 100
+    for (name, _), parts in counts.items():
+        *_, infinite = buckets = [value for le, value in parts.items() if le not in ("sum", "count")]
+        assert buckets == sorted(buckets)
+        assert infinite == parts["count"]
+        if name.endswith("request_duration_seconds"):
+            assert parts["sum"] == 2.0 * parts["count"]  # each took from 10.0 to 12.0
 
 
 # -- the pool ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from grpc import aio
+from grpc import StatusCode, aio
 from grpc_health.v1.health_pb2 import (
     HealthCheckRequest,
     HealthCheckResponse,
@@ -13,8 +13,11 @@ from grpc_health.v1.health_pb2 import (
     HealthListResponse,
 )
 
-from epp.errors import ConfigError
-from epp.telemetry.health import Health, HealthServer
+from epp.extproc.http2.faults import ConnectionLimits
+from epp.extproc.transport.grpcio import GrpcioTransport
+from epp.extproc.transport.options import Transport
+from epp.extproc.transport.wire import WireTransport
+from epp.telemetry.health import Health
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +46,8 @@ class Probe:
             response_deserializer=HealthCheckResponse.FromString,
         )
 
+        self.raw: aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+
     async def check(self, service: str) -> int:
         answer: HealthCheckResponse = await self._check(HealthCheckRequest(service=service))
         return int(answer.status)
@@ -51,23 +56,41 @@ class Probe:
         answer = await self._list(HealthListRequest())
         return {name: status.status for name, status in answer.statuses.items()}
 
-    async def watch(self, service: str) -> AsyncIterator[int]:
-        async for answer in self._watch(HealthCheckRequest(service=service)):
-            yield answer.status
+    async def watch(self, service: str) -> AsyncGenerator[int]:
+        call = self._watch(HealthCheckRequest(service=service))
+        try:
+            async for answer in call:
+                yield answer.status
+        finally:
+            call.cancel()
+
+
+@pytest.fixture(params=["wire", "grpcio"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def carrier(kind: str, health: Health) -> Transport:
+    clock = asyncio.get_running_loop().time
+    if kind == "wire":
+        return WireTransport(health.methods(), ConnectionLimits(), clock)
+    return GrpcioTransport(health.methods(), clock)
 
 
 @asynccontextmanager
-async def serving(health: Health) -> AsyncIterator[Probe]:
-    server = HealthServer(health)
-    port = await server.start(0, "127.0.0.1")
-    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Probe(channel)
-    await server.stop()
+async def serving(kind: str, health: Health) -> AsyncIterator[Probe]:
+    server = carrier(kind, health)
+    port = await server.listen("127.0.0.1", 0)
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Probe(channel)
+    finally:
+        await server.stop(0.0)
 
 
-async def test_readiness_is_ready_and_not_draining_and_liveness_is_an_answer() -> None:
+async def test_readiness_is_ready_and_not_draining_and_liveness_is_an_answer(kind: str) -> None:
     health = Health()
-    async with serving(health) as probe:
+    async with serving(kind, health) as probe:
 
         async def answers() -> set[int]:
             assert await probe.check("liveness") == SERVING
@@ -85,9 +108,9 @@ async def test_readiness_is_ready_and_not_draining_and_liveness_is_an_answer() -
         assert await answers() == {NOT_SERVING}
 
 
-async def test_list_tells_the_names_that_probes_use() -> None:
+async def test_list_tells_the_names_that_probes_use(kind: str) -> None:
     health = Health()
-    async with serving(health) as probe:
+    async with serving(kind, health) as probe:
         assert await probe.listed() == {
             "": NOT_SERVING,
             "liveness": SERVING,
@@ -97,9 +120,9 @@ async def test_list_tells_the_names_that_probes_use() -> None:
         }
 
 
-async def test_watch_tells_the_state_and_then_every_change() -> None:
+async def test_watch_tells_the_state_and_then_every_change(kind: str) -> None:
     health = Health()
-    async with serving(health) as probe, asyncio.timeout(5):
+    async with serving(kind, health) as probe, asyncio.timeout(5):
         seen = probe.watch("readiness")
         assert await anext(seen) == NOT_SERVING
         health.set_ready(True)
@@ -110,9 +133,9 @@ async def test_watch_tells_the_state_and_then_every_change() -> None:
         assert await anext(seen) == NOT_SERVING
 
 
-async def test_two_changes_between_two_messages_of_a_watch_lose_nothing_that_lasts() -> None:
+async def test_two_changes_between_two_messages_of_a_watch_lose_nothing_that_lasts(kind: str) -> None:
     health = Health()
-    async with serving(health) as probe, asyncio.timeout(5):
+    async with serving(kind, health) as probe, asyncio.timeout(5):
         first, second = probe.watch(""), probe.watch("liveness")
         assert await anext(first) == NOT_SERVING
         assert await anext(second) == SERVING
@@ -122,33 +145,45 @@ async def test_two_changes_between_two_messages_of_a_watch_lose_nothing_that_las
         assert await anext(first) == SERVING
 
 
-async def test_the_service_may_stand_on_another_server_too() -> None:
+async def test_the_service_may_stand_on_two_ports(kind: str) -> None:
     health = Health()
-    other = aio.server()
-    health.register(other)
-    port = other.add_insecure_port("127.0.0.1:0")
-    await other.start()
-    async with serving(health) as probe, aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with serving(kind, health) as probe, serving(kind, health) as other:
         health.set_ready(True)
-        assert await Probe(channel).check("") == await probe.check("") == SERVING
-    await other.stop(None)
+        assert await probe.check("") == await other.check("") == SERVING
 
 
-async def test_stopping_ends_open_watches() -> None:
-    server = HealthServer(Health())
-    port = await server.start(0, "127.0.0.1")
+async def test_garbage_for_a_question_is_told_so(kind: str) -> None:
+    async with serving(kind, Health()) as probe:
+        with pytest.raises(aio.AioRpcError) as refused:
+            await probe.raw(b"\xff\xff")
+        assert refused.value.code() is StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_watch_that_its_client_leaves_is_forgotten(kind: str) -> None:
+    health = Health()
+    async with serving(kind, health) as probe, asyncio.timeout(5):
+        seen = probe.watch("")
+        assert await anext(seen) == NOT_SERVING
+        await seen.aclose()
+        while health.watching:
+            await asyncio.sleep(0.001)
+
+
+async def test_stopping_ends_open_watches(kind: str) -> None:
+    server = carrier(kind, Health())
+    port = await server.listen("127.0.0.1", 0)
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel, asyncio.timeout(5):
         seen = Probe(channel).watch("")
         assert await anext(seen) == NOT_SERVING
-        await server.stop()
+        await server.stop(0.0)
         with pytest.raises(aio.AioRpcError):
             await anext(seen)
 
 
-async def test_a_port_that_another_picker_has_is_named_with_its_flag() -> None:
+async def test_a_port_that_another_picker_has_is_not_shared(kind: str) -> None:
     """grpc would let two servers share it, and probes would reach either."""
-    first, second = HealthServer(Health()), HealthServer(Health())
-    port = await first.start(0, "127.0.0.1")
-    with pytest.raises(ConfigError, match=f"--grpc-health-port {port} cannot be bound"):
-        await second.start(port, "127.0.0.1")
-    await first.stop()
+    first, second = carrier(kind, Health()), carrier(kind, Health())
+    port = await first.listen("127.0.0.1", 0)
+    with pytest.raises(OSError, match=r"bind|use"):
+        await second.listen("127.0.0.1", port)
+    await first.stop(0.0)

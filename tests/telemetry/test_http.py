@@ -60,6 +60,53 @@ async def test_the_page_is_served_as_prometheus_wants_it() -> None:
     assert any(family.name == "llm_d_epp_request" for family in text_string_to_metric_families(text))
 
 
+class Steps:
+    """A page of three pieces, each of which says how often the loop has turned by then; and a thousand values."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+        self.seen: list[int] = []
+
+    async def turn(self) -> None:
+        while True:
+            self.turns += 1
+            await asyncio.sleep(0)
+
+    def pieces(self) -> Iterator[bytes]:
+        for _ in range(3):
+            self.seen.append(self.turns)
+            yield b"# piece\n"
+
+    def values(self, n: int) -> Iterator[object]:
+        for number in range(n):
+            self.seen.append(self.turns)
+            yield {"number": number}
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/debug/decisions?n=3", "/debug/endpoints"])
+async def test_the_loop_does_its_other_work_between_two_pieces_of_a_page(path: str) -> None:
+    steps = Steps()
+    server = MetricsServer(Views(steps.pieces, steps.values, lambda: steps.values(3)))
+    port = await server.start("127.0.0.1", 0)
+    turning = asyncio.create_task(steps.turn())
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}{path}") as response:
+        assert response.status == 200
+        await response.read()
+    turning.cancel()
+    await server.stop()
+    assert len(steps.seen) == 3
+    assert steps.seen == sorted(set(steps.seen))  # no two of them in one turn
+
+
+async def test_a_page_of_many_pieces_comes_whole() -> None:
+    pieces = [b"%d " % number * 1000 for number in range(300)]
+    server = MetricsServer(Views(lambda: pieces, lambda n: [], list))
+    port = await server.start("127.0.0.1", 0)
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as response:
+        assert await response.read() == b"".join(pieces)
+    await server.stop()
+
+
 async def test_readers_who_ask_at_the_same_time_share_one_page() -> None:
     page = Page()
     async with serving(page) as url, aiohttp.ClientSession() as client:
@@ -151,6 +198,14 @@ async def test_debug_pages_are_json() -> None:
             assert len(await response.json()) == 20
         async with client.get(f"{url}/debug/endpoints") as response:
             assert await response.json() == [{"name": "a", "waiting": None}]
+
+
+async def test_a_debug_page_without_values_is_an_empty_list() -> None:
+    server = MetricsServer(Views(Page(), lambda n: [], list))
+    port = await server.start("127.0.0.1", 0)
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/debug/endpoints") as response:
+        assert await response.json() == []
+    await server.stop()
 
 
 @pytest.mark.parametrize("n", ["0", "1001", "-1", "x", "", "1" * 5000, "%C2%B2"])

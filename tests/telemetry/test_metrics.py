@@ -11,7 +11,7 @@ from epp.dialects.usage import Usage
 from epp.endpoints.table import Endpoint
 from epp.errors import BadRequest, NoEndpoint, TooLarge
 from epp.picker import Outcome, Ticket
-from epp.telemetry.metrics import Metrics
+from epp.telemetry.metrics import REMEMBERED, Metrics
 from epp.telemetry.series import Limits
 from tests.telemetry.builders import decision, metrics, page_of, request, ticket, value
 
@@ -101,6 +101,35 @@ def test_requests_under_way_are_counted_up_and_down() -> None:
     assert value(page_of(counted), "llm_d_epp_request_running") == 1
 
 
+def test_a_request_whose_labels_change_under_way_is_counted_down_where_it_was_counted_up() -> None:
+    """A pipeline may set the priority of a request that it holds."""
+    counted = metrics()
+    made = ticket()
+    counted.decided(made)
+    made.request.priority = 5
+    made.request.target_model = "rewritten"
+    counted.finished(made, Outcome.COMPLETE, 12.0)
+    page = page_of(counted)
+    labels = {"priority": "0", "target_model_name": "m"}
+    assert value(page, "llm_d_epp_request_running", **labels) == 0
+    assert value(page, "llm_d_epp_request_duration_seconds_count", **labels) == 1
+
+
+def test_gaps_between_pieces_are_wanted_of_streamed_answers_alone() -> None:
+    counted = metrics()
+    streamed, whole = ticket(request(stream=True)), ticket()
+    counted.decided(streamed)
+    counted.decided(whole)
+    assert whole.gaps is None
+    assert streamed.gaps is not None
+    for gap in (0.003, 0.005, 0.1):
+        streamed.gaps.observe(gap)
+    page = page_of(counted)
+    name = "llm_d_epp_request_streaming_itl_seconds"
+    assert value(page, f"{name}_sum", model_name="m") == pytest.approx(0.108)
+    assert [value(page, f"{name}_bucket", le=le) for le in ("0.001", "0.005", "0.08", "0.1")] == [0, 2, 2, 3]
+
+
 # -- how exchanges end otherwise ---------------------------------------------------------------------------------
 
 
@@ -180,6 +209,38 @@ def test_a_pod_that_came_back_under_another_address_is_one_series() -> None:
     assert value(page_of(counted), "llm_d_epp_scheduler_attempts_total", endpoint_name="a") == 2
 
 
+def test_more_endpoints_than_are_remembered_are_all_told() -> None:
+    """The short way to a counter is forgotten from time to time; the counter is not."""
+    counted = metrics()
+    endpoints = [Endpoint(f"ns/pod-{at}-rank-0", f"10.0.{at >> 8}.{at & 255}:8000") for at in range(REMEMBERED + 200)]
+    made = ticket()
+    for _ in range(2):
+        for endpoint in endpoints:
+            made.endpoint = endpoint
+            counted.decided(made)
+    counts = [count for _, count in counted.attempts]
+    assert counts == [2.0] * len(endpoints)
+
+
+def test_an_address_that_another_pod_has_now_is_another_series() -> None:
+    counted = metrics()
+    for name in ("ns/a-rank-0", "ns/b-rank-0", "ns/a-rank-0"):
+        run(counted, ticket(endpoint=Endpoint(name, "10.0.0.1:8000")))
+    page = page_of(counted)
+    assert value(page, "llm_d_epp_scheduler_attempts_total", endpoint_name="a") == 2
+    assert value(page, "llm_d_epp_scheduler_attempts_total", endpoint_name="b") == 1
+
+
+def test_attempts_over_their_cap_share_one_series() -> None:
+    counted = metrics(limits=Limits(endpoint_sets=2))
+    for at in (1, 2, 3, 4, 1):
+        run(counted, ticket(endpoint=Endpoint(f"ns/pod-{at}-rank-0", f"10.0.0.{at}:8000")))
+    page = page_of(counted)
+    assert value(page, "llm_d_epp_scheduler_attempts_total", endpoint_name="pod-1") == 2
+    other = dict.fromkeys(("target_model_name", "endpoint_name", "namespace", "port"), "other")
+    assert value(page, "llm_d_epp_scheduler_attempts_total", status="success", **other) == 2
+
+
 def test_a_decision_tells_what_it_believed_to_be_cached() -> None:
     counted = metrics()
     run(counted, ticket(made=decision(prompt=1000, matched=250)))
@@ -226,6 +287,17 @@ def test_models_and_fairness_ids_over_their_caps_are_other() -> None:
     assert value(page, "llm_d_epp_request_total", model_name="a", fairness_id="other") == 1
 
 
+def test_more_sets_of_labels_than_are_remembered_are_counted_up_and_down() -> None:
+    counted = metrics(limits=Limits(models=5000, label_sets=REMEMBERED + 100))
+    asked = [ticket(request(f"model-{at}")) for at in range(REMEMBERED + 200)]
+    for _ in range(2):
+        for made in asked:
+            run(counted, made)
+    requests = [series.requests for _, series in counted.requests]
+    assert requests == [2] * (REMEMBERED + 100) + [200]  # the last is `other`
+    assert {series.running for _, series in counted.requests} == {0}
+
+
 def test_long_values_are_cut_and_meet_their_like_again() -> None:
     counted = metrics()
     run(counted, ticket(request("x" * 1000)))
@@ -248,6 +320,16 @@ def test_any_text_in_a_label_comes_back_from_the_page(names: list[tuple[str, str
     assert len(told) == len(set(told)) <= 11
     model, fairness_id = names[0]
     assert value(page, "llm_d_epp_request_total", model_name=model, fairness_id=fairness_id) >= 1
+
+
+def test_no_cached_tokens_are_told_as_zero_but_no_prompt_and_no_output_are_not() -> None:
+    counted = metrics()
+    run(counted, ticket(usage=Usage(0, 0, 0)))
+    page = page_of(counted)
+    assert value(page, "llm_d_epp_request_cached_tokens_bucket", le="1") == 1
+    assert value(page, "llm_d_epp_request_cached_tokens_sum") == 0
+    for name in ("request_input_tokens", "request_output_tokens", "request_ntpot_seconds"):
+        assert f"llm_d_epp_{name}" not in page
 
 
 @pytest.mark.parametrize("tokens", [10**400, -1, 0, 1 << 53], ids=["huge", "negative", "zero", "2^53"])

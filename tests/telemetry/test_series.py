@@ -51,6 +51,29 @@ def test_label_sets_over_the_limit_share_one_accumulator() -> None:
     assert list(counter) == [(("a", "1"), 2.0), (("b", "1"), 1.0), ((OTHER, OTHER), 2.0)]
 
 
+def test_a_cell_that_is_remembered_is_the_one_that_is_told() -> None:
+    counter = Counter(1, limit=1)
+    cell, over = counter.cell("a"), counter.cell("b")
+    cell[0] += 2
+    over[0] += 3
+    counter.add("a")
+    assert list(counter) == [(("a",), 3.0), ((OTHER,), 3.0)]
+
+
+def test_sets_may_be_added_while_somebody_goes_through_them() -> None:
+    counter = Counter(1)
+    counter.add("a")
+    counter.add("b")
+    seen = []
+    for labels, count in counter:
+        seen.append((labels, count))
+        counter.add("b")
+        counter.add(f"new-{len(seen)}")
+    # "b" is read when its turn comes: once counted before, once while "a" was looked at.
+    assert seen == [(("a",), 1.0), (("b",), 2.0)]
+    assert [labels for labels, _ in counter] == [("a",), ("b",), ("new-1",), ("new-2",)]
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), max_size=100))
 def test_what_is_counted_up_under_some_labels_is_counted_down_under_the_same(moves: list[tuple[str, bool]]) -> None:
     """A set admitted stays admitted, and one refused stays refused: gauges never drift."""
