@@ -1,6 +1,7 @@
 """What one HTTP exchange asks of the world, in the order in which it must be done.
 
 Our own types rather than protobuf messages: transcripts stay readable, and a transport may encode them its own way.
+`gc=False`: as with events, no cycle runs through them (but a refusal has a traceback).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from epp.headers import Headers
 from epp.picker import Outcome
 
 
-class AskDecision(msgspec.Struct, frozen=True):
+class AskDecision(msgspec.Struct, frozen=True, gc=False):
     headers: Headers
     body: bytes
     subset: tuple[str, ...] | None
 
 
-class SendRequestHeaders(msgspec.Struct, frozen=True):
+class SendRequestHeaders(msgspec.Struct, frozen=True, gc=False):
     """Answer to the request headers. `destination` None: nothing decided yet (BUFFERED), go on to the body."""
 
     destination: str | None = None
@@ -28,14 +29,14 @@ class SendRequestHeaders(msgspec.Struct, frozen=True):
     scores: tuple[tuple[str, float], ...] = ()
 
 
-class SendRequestBody(msgspec.Struct, frozen=True):
+class SendRequestBody(msgspec.Struct, frozen=True, gc=False):
     """One piece of the request body in full duplex."""
 
-    data: bytes
+    data: bytes | memoryview
     last: bool
 
 
-class SendBufferedBody(msgspec.Struct, frozen=True):
+class SendBufferedBody(msgspec.Struct, frozen=True, gc=False):
     """Answer to a BUFFERED body: routing and mutations ride on it. `body` None: unchanged."""
 
     destination: str
@@ -45,22 +46,22 @@ class SendBufferedBody(msgspec.Struct, frozen=True):
     scores: tuple[tuple[str, float], ...] = ()
 
 
-class SendRequestTrailers(msgspec.Struct, frozen=True):
+class SendRequestTrailers(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
-class SendResponseHeaders(msgspec.Struct, frozen=True):
+class SendResponseHeaders(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
-class SendResponseBody(msgspec.Struct, frozen=True):
+class SendResponseBody(msgspec.Struct, frozen=True, gc=False):
     """Answer to one response body message; in full duplex it carries the bytes on, elsewhere it only says go on."""
 
     data: bytes
     last: bool
 
 
-class SendResponseTrailers(msgspec.Struct, frozen=True):
+class SendResponseTrailers(msgspec.Struct, frozen=True, gc=False):
     pass
 
 
@@ -74,13 +75,13 @@ class SendImmediateResponse(msgspec.Struct, frozen=True):
     """Why: for whoever counts."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(msgspec.Struct, frozen=True, gc=False):
     """Tell whoever made the decision what the model server answered."""
 
     event: ResponseEvent
 
 
-class Finished(msgspec.Struct, frozen=True):
+class Finished(msgspec.Struct, frozen=True, gc=False):
     """Count the admitted request out. Exactly one for every exchange that got a Decided."""
 
     outcome: Outcome

@@ -9,6 +9,8 @@ Rules here:
 
 from __future__ import annotations
 
+from typing import ClassVar, Final
+
 from epp import dialects
 from epp.dialects.request import Request
 from epp.errors import InternalError, ProtocolError, Refusal
@@ -20,11 +22,23 @@ from epp.extproc.actions import (
     SendImmediateResponse,
 )
 from epp.extproc.codec import Codec
-from epp.extproc.events import BodyMode, Decided, Event, Expired, Lost, Refused, ResponseEnded, ResponseStarted
+from epp.extproc.events import (
+    EXPIRED,
+    LOST,
+    NONE,
+    Decided,
+    Event,
+    Refused,
+    ResponseEnded,
+    ResponseEvent,
+    ResponseStarted,
+)
 from epp.extproc.exchange import Exchange, Limits
 from epp.picker import Outcome, Picker, Ticket
 
-SILENT_EXCHANGES = 20
+PROCESS: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+"""The method whose calls are conversations."""
+SILENT_EXCHANGES: Final = 20
 """So many exchanges in a row without response headers: the proxy does not send them."""
 
 
@@ -44,6 +58,22 @@ class Connection:
 class Conversation:
     """Drives one exchange: bytes to events, actions to bytes, questions to the picker."""
 
+    ends_with_peer: ClassVar = True
+    """A peer that says no more has left."""
+
+    __slots__ = (
+        "_codec",
+        "_connection",
+        "_exchange",
+        "_is_lost",
+        "_limits",
+        "_picker",
+        "_request",
+        "_started_at",
+        "_ticket",
+        "closed",
+    )
+
     def __init__(self, picker: Picker, limits: Limits, connection: Connection, now: float) -> None:
         self._picker = picker
         self._limits = limits
@@ -53,6 +83,7 @@ class Conversation:
         self._started_at = now
         self._request: Request | None = None
         self._ticket: Ticket | None = None
+        self._is_lost = False
         self.closed = False
         """Our own answer has been sent: end the stream with OK."""
 
@@ -81,29 +112,32 @@ class Conversation:
 
     def tick(self, now: float) -> list[bytes]:
         """The deadline has passed: answer instead of those who did not."""
-        return self._handle(Expired(), now)
+        return self._handle(EXPIRED, now)
 
     def lose(self, now: float) -> None:
         """The stream is gone, for whatever reason. Calling it again does nothing."""
-        self._handle(Lost(), now)
+        if self._is_lost:
+            return
+        self._is_lost = True
+        self._handle(LOST, now)
+        self._picker.observer.stream_ended(now - self._started_at)
 
     def _handle(self, event: Event, now: float) -> list[bytes]:
         replies: list[bytes] = []
-        actions: list[Action] = self._exchange.receive(event, now)
+        exchange, encode = self._exchange, self._codec.encode
+        actions: list[Action] = exchange.receive(event, now)
         for action in actions:  # a decision appends what follows from it
-            match action:
-                case AskDecision():
-                    actions += self._exchange.receive(self._decide(action, now), now)
-                case Report():
-                    self._report(action, now)
-                case Finished():
-                    self._finish(action.outcome, now)
-                case SendImmediateResponse():
+            if isinstance(action, Report):
+                self._report(action.event, now)
+            elif isinstance(action, AskDecision):
+                actions += exchange.receive(self._decide(action, now), now)
+            elif isinstance(action, Finished):
+                self._finish(action.outcome, now)
+            else:
+                if isinstance(action, SendImmediateResponse):
                     self.closed = True
                     self._picker.observer.refused(self._request, action.refusal, now - self._started_at)
-                    replies.append(self._codec.encode(action))
-                case _:
-                    replies.append(self._codec.encode(action))
+                replies.append(encode(action))
         return replies
 
     def _decide(self, ask: AskDecision, now: float) -> Decided | Refused:
@@ -117,12 +151,12 @@ class Conversation:
             self._picker.observer.broke("a decision", error)
             return Refused(InternalError("the endpoint picker failed on this request; its log says why"))
 
-    def _report(self, action: Report, now: float) -> None:
-        picker, ticket, event = self._picker, self._ticket, action.event
+    def _report(self, event: ResponseEvent, now: float) -> None:
+        picker, ticket = self._picker, self._ticket
         assert ticket is not None
         try:
             if isinstance(event, ResponseStarted):
-                bodies_seen = event.modes.response is not BodyMode.NONE
+                bodies_seen = event.modes.response is not NONE
                 picker.response_started(ticket, event.headers, event.served, now, bodies_seen=bodies_seen)
                 return
             if event.data:
@@ -130,7 +164,7 @@ class Conversation:
             if isinstance(event, ResponseEnded):
                 picker.response_ended(ticket)
         except Exception as error:  # the response goes on whatever we could not read of it
-            self._picker.observer.broke("a response", error)
+            picker.observer.broke("a response", error)
 
     def _finish(self, outcome: Outcome, now: float) -> None:
         assert self._ticket is not None

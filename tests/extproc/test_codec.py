@@ -19,6 +19,7 @@ from epp.extproc.events import (
     RequestData,
     RequestEnded,
     RequestStarted,
+    ResponseStarted,
     TunnelRequested,
 )
 from tests.extproc import oracle
@@ -108,6 +109,14 @@ def test_subset_hints_may_be_a_list_or_one_string(hint: object, subset: tuple[st
     struct = request.metadata_context.filter_metadata["envoy.lb.subset_hint"]
     struct.update({"x-gateway-destination-endpoint-subset": hint})
     assert Codec().decode(request.SerializeToString()) == RequestData(b"x", subset)
+
+
+@pytest.mark.parametrize(("value", "served"), [("10.0.0.1:8000", "10.0.0.1:8000"), ("", None), (3, None)])
+def test_the_served_endpoint_is_a_text_or_not_told(value: object, served: str | None) -> None:
+    request = oracle.message(ResponseStarted(WORDS["OK"]), None)
+    request.metadata_context.filter_metadata["envoy.lb"].update({"x-gateway-destination-endpoint-served": value})
+    event = Codec().decode(request.SerializeToString())
+    assert event == ResponseStarted(WORDS["OK"], Modes(), served)
 
 
 @pytest.mark.parametrize(

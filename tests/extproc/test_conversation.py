@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ep
 
@@ -90,6 +92,33 @@ def test_refusals_are_told_with_what_was_read_of_the_request() -> None:
     conversation.receive(oracle.message(body, None).SerializeToString(), 12.0)
     ((model, refusal, duration),) = seen
     assert (model, type(refusal), duration) == ("m", NoEndpoint, 2.0)
+
+
+def test_a_stream_is_told_to_have_ended_once_with_its_whole_length() -> None:
+    watch = Watch()
+    conversation = Conversation(picker_for(("10.0.0.1:8000",), watch), Limits(), Connection("test"), 1.0)
+    conversation.receive(GET, 2.0)
+    conversation.lose(4.5)
+    conversation.lose(6.0)
+    assert watch.streams == [3.5]
+
+
+def test_a_stream_that_waits_for_its_model_holds_little() -> None:
+    picker = picker_for(("10.0.0.1:8000",), Watch())
+    headers = tuple((f"x-header-{n}", b"v" * 40) for n in range(20))
+    start = oracle.message(RequestStarted((*WORDS["POST"], *headers)), LIGHT).SerializeToString()
+    body = oracle.message(RequestEnded(Part.BODY, b'{"model":"m","prompt":"hi"}'), None).SerializeToString()
+    waiting: list[Conversation] = []
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            waiting.append(Conversation(picker, Limits(), Connection("test"), 0.0))
+            waiting[-1].receive(start, 0.0)
+            assert len(waiting[-1].receive(body, 0.0)) == 2
+        ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/epp/extproc/*")])
+    finally:
+        tracemalloc.stop()
+    assert sum(trace.size for trace in ours.traces) / len(waiting) < 1024
 
 
 def test_a_connection_that_shows_one_response_in_between_is_not_silent() -> None:

@@ -152,6 +152,18 @@ def test_the_body_goes_on_byte_for_byte_however_it_was_cut(body: bytes, cuts: li
     assert [reply.last for reply in replies] == [False] * (len(replies) - 1) + [by is Part.BODY] * bool(replies)
 
 
+@pytest.mark.parametrize(
+    ("size", "pieces"), [(0, [0]), (62_000, [62_000]), (62_001, [62_000, 1]), (124_000, [62_000, 62_000])]
+)
+def test_a_body_is_cut_into_as_few_pieces_as_may_be(size: int, pieces: list[int]) -> None:
+    exchange = Exchange(Limits())
+    exchange.receive(RequestStarted(POST), now=0.0)
+    exchange.receive(RequestEnded(Part.BODY, bytes(size)), now=0.0)
+    sent = exchange.receive(Decided(("10.0.0.1:8000",)), now=0.0)[1:]
+    replies = [(len(action.data), action.last) for action in sent if isinstance(action, SendRequestBody)]
+    assert replies == [*((piece, False) for piece in pieces[:-1]), (pieces[-1], True)]
+
+
 def test_a_client_that_stops_sending_is_answered_at_the_deadline() -> None:
     exchange = Exchange(Limits(body_timeout=60.0))
     exchange.receive(RequestStarted(POST), now=100.0)

@@ -1,4 +1,4 @@
-"""ext_proc over grpcio: the transcripts, many streams at once, deadlines, and streams that end badly."""
+"""ext_proc over both transports: the transcripts, many streams at once, deadlines, and streams that end badly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ep
 from grpc import aio
 
+from epp.extproc.conversation import PROCESS, Connection, Conversation
 from epp.extproc.events import BodylessRequest, BodyMode, Modes, RequestStarted, ResponseStarted
 from epp.extproc.exchange import Limits
-from epp.extproc.transport.grpcio import GrpcioTransport, TransportOptions
+from epp.extproc.http2.faults import ConnectionLimits
+from epp.extproc.transport.grpcio import GrpcioTransport
+from epp.extproc.transport.options import Push, Transport
+from epp.extproc.transport.wire import WireTransport
 from epp.picker import Outcome, Picker
 from tests.contract.transport import channel, check_transcript, decided_endpoints, picker_for, stream
 from tests.extproc import oracle
@@ -25,19 +29,30 @@ GET = BodylessRequest(WORDS["GET"])
 LIGHT = Modes(BodyMode.FULL_DUPLEX, BodyMode.NONE)
 
 
+@pytest.fixture(params=["wire", "grpcio"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @asynccontextmanager
-async def serving(picker: Picker, limits: Limits = LIMITS) -> AsyncIterator[tuple[GrpcioTransport, str]]:
-    loop = asyncio.get_running_loop()
-    transport = GrpcioTransport(picker, limits, loop.time, TransportOptions())
-    port = transport.listen("127.0.0.1:0", None)
-    await transport.server.start()
+async def serving(kind: str, picker: Picker, limits: Limits = LIMITS) -> AsyncIterator[tuple[Transport, str]]:
+    def converse(peer: Connection, _: Push, now: float) -> Conversation:
+        return Conversation(picker, limits, peer, now)
+
+    clock = asyncio.get_running_loop().time
+    transport: Transport = (
+        WireTransport({PROCESS: converse}, ConnectionLimits(), clock)
+        if kind == "wire"
+        else GrpcioTransport({PROCESS: converse}, clock)
+    )
+    port = await transport.listen("127.0.0.1", 0)
     try:
         yield transport, f"127.0.0.1:{port}"
     finally:
-        await transport.server.stop(None)
+        await transport.stop(0.0)
 
 
-async def settled(transport: GrpcioTransport) -> None:
+async def settled(transport: Transport) -> None:
     """Wait until the server has seen the end of every stream."""
     async with asyncio.timeout(10):
         while transport.streams_open:
@@ -45,17 +60,17 @@ async def settled(transport: GrpcioTransport) -> None:
 
 
 @pytest.mark.parametrize("transcript", ALL, ids=lambda transcript: transcript.name)
-async def test_transcript(transcript: Transcript) -> None:
+async def test_transcript(kind: str, transcript: Transcript) -> None:
     watch = Watch()
     picker = picker_for(decided_endpoints(transcript), watch)
-    async with serving(picker) as (transport, address):
+    async with serving(kind, picker) as (transport, address):
         await check_transcript(address, transcript)
         await settled(transport)
     watch.check()
     assert picker.table.column("inflight", picker.table.listed, 0.0)[0].sum() == 0
 
 
-async def test_thousands_of_streams_opened_at_once_are_all_answered() -> None:
+async def test_thousands_of_streams_opened_at_once_are_all_answered(kind: str) -> None:
     watch = Watch()
     picker = picker_for(("10.0.0.1:8000",), watch)
     together = asyncio.Barrier(3000)
@@ -67,7 +82,7 @@ async def test_thousands_of_streams_opened_at_once_are_all_answered() -> None:
             await together.wait()  # nobody ends before everybody is there
             assert picker.table.column("inflight", picker.table.listed, 0.0)[0].sum() == 3000
 
-    async with serving(picker) as (transport, address), channel(address) as connection:
+    async with serving(kind, picker) as (transport, address), channel(address) as connection:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(3000):
                 tasks.create_task(one(connection))
@@ -76,9 +91,9 @@ async def test_thousands_of_streams_opened_at_once_are_all_answered() -> None:
     assert len(watch.tickets) == 3000
 
 
-async def test_a_client_that_stops_sending_gets_a_408() -> None:
+async def test_a_client_that_stops_sending_gets_a_408(kind: str) -> None:
     watch = Watch()
-    async with serving(picker_for((), watch), Limits(body_timeout=0.05)) as (transport, address):
+    async with serving(kind, picker_for((), watch), Limits(body_timeout=0.05)) as (transport, address):
         async with channel(address) as connection, stream(connection) as call:
             await call.write(oracle.message(RequestStarted(WORDS["POST"]), Modes()).SerializeToString())
             reply = await call.read()
@@ -89,9 +104,9 @@ async def test_a_client_that_stops_sending_gets_a_408() -> None:
     watch.check()
 
 
-async def test_garbage_ends_its_own_stream_and_no_other() -> None:
+async def test_garbage_ends_its_own_stream_and_no_other(kind: str) -> None:
     watch = Watch()
-    async with serving(picker_for(("10.0.0.1:8000",), watch)) as (transport, address):
+    async with serving(kind, picker_for(("10.0.0.1:8000",), watch)) as (transport, address):
         async with channel(address) as connection, stream(connection) as good, stream(connection) as bad:
             await good.write(oracle.message(GET, LIGHT).SerializeToString())
             await good.read()
@@ -104,10 +119,10 @@ async def test_garbage_ends_its_own_stream_and_no_other() -> None:
     assert watch.outcomes == [Outcome.COMPLETE]
 
 
-async def test_a_connection_that_never_shows_responses_is_told_once() -> None:
+async def test_a_connection_that_never_shows_responses_is_told_once(kind: str) -> None:
     watch = Watch()
     picker = picker_for(("10.0.0.1:8000",), watch)
-    async with serving(picker) as (transport, address), channel(address) as connection:
+    async with serving(kind, picker) as (transport, address), channel(address) as connection:
         for _ in range(25):
             async with stream(connection) as call:
                 await call.write(oracle.message(GET, LIGHT).SerializeToString())
