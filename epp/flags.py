@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from cyclopts import Parameter
 
@@ -37,6 +37,10 @@ class ServeFlags:
     """Port of /metrics and /debug."""
     health_checking: bool = False
     """Serve the health service on the ext_proc port too."""
+    transport: Literal["wire", "grpcio"] = "wire"
+    """What carries the ext_proc and health services: our own HTTP/2, or grpcio."""
+    http2_limit: tuple[str, ...] = ()
+    """NAME=VALUE, as often as needed: a limit of the wire transport, such as max-streams=2000."""
     secure_serving: bool = True
     """TLS on the ext_proc port."""
     cert_path: str = ""
@@ -59,6 +63,10 @@ class ServeFlags:
     """Series about ext_proc streams."""
     drain_timeout: str = "30s"
     """After SIGTERM, how long exchanges under way may take to finish."""
+    tls_min_version: str = ""
+    """VersionTLS12 (the default) or VersionTLS13; wire only."""
+    tls_cipher_suites: tuple[str, ...] = ()
+    """Cipher suites for TLS 1.2, by their IANA names; wire only."""
     seed: int | None = None
     """Seed of everything random; not given: from the system."""
     zap_encoder: str = "json"
@@ -73,8 +81,6 @@ class ServeFlags:
     allow_experimental_plugins: bool | None = None
     refresh_prometheus_metrics_interval: str | None = None
     enable_cert_reload: bool | None = None
-    tls_min_version: str | None = None
-    tls_cipher_suites: tuple[str, ...] | None = None
     metrics_endpoint_auth: bool | None = None
     metrics_cert_dir: str | None = None
     metrics_client_ca_file: str | None = None
@@ -88,8 +94,9 @@ class ServeFlags:
 
     def without_effect(self) -> Iterator[str]:
         """A warning for each flag that was given and does nothing. `--flag=false` asks for nothing: no warning."""
-        for name, why in WITHOUT_EFFECT.items():
-            if getattr(self, name) not in (None, False):
+        unheard = WITHOUT_EFFECT | (ONLY_GRPCIO if self.transport == "wire" else ONLY_WIRE)
+        for name, why in unheard.items():
+            if getattr(self, name) not in (None, False, "", ()):
                 yield f"--{name.replace('_', '-')} has no effect: {why}"
 
 
@@ -100,8 +107,6 @@ WITHOUT_EFFECT: Final = {
     "allow_experimental_plugins": "no plugin here is experimental",
     "refresh_prometheus_metrics_interval": "pool gauges are computed when /metrics is read",
     "enable_cert_reload": "restart to take a new certificate",
-    "tls_min_version": "grpcio takes its TLS versions from the library (1.2 and 1.3)",
-    "tls_cipher_suites": "grpcio takes its cipher suites from the library; GRPC_SSL_CIPHER_SUITES sets them",
     "metrics_endpoint_auth": "/metrics is open; protect the port",
     "metrics_cert_dir": "/metrics is plaintext; protect the port",
     "metrics_client_ca_file": "/metrics is plaintext; protect the port",
@@ -112,6 +117,15 @@ WITHOUT_EFFECT: Final = {
     "zap_log_level": "use -v",
     "zap_stacktrace_level": "errors of our own always carry their trace",
     "zap_time_encoding": "times are ISO 8601",
+}
+
+ONLY_WIRE: Final = {
+    "http2_limit": "grpcio has limits of its own",
+    "tls_min_version": "grpcio takes its TLS versions from the library (1.2 and 1.3)",
+    "tls_cipher_suites": "grpcio takes its cipher suites from the library; GRPC_SSL_CIPHER_SUITES sets them",
+}
+ONLY_GRPCIO: Final = {
+    "grpc_max_send_msg_size": "no message sent is larger than a body, which --max-body limits",
 }
 
 REMOVED: Final = dict.fromkeys(

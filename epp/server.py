@@ -12,10 +12,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 
-import grpc
 import msgspec
 
 from epp.config.build import build
@@ -27,15 +26,20 @@ from epp.discovery.file import FileDiscovery
 from epp.endpoints.ejection import Ejection, EjectionParams
 from epp.endpoints.table import EndpointTable
 from epp.errors import ConfigError
+from epp.extproc.conversation import PROCESS, Conversation
 from epp.extproc.exchange import Limits
-from epp.extproc.transport.grpcio import GrpcioTransport, TransportOptions
+from epp.extproc.http2.faults import ConnectionLimits
+from epp.extproc.transport.grpcio import GrpcioTransport
+from epp.extproc.transport.options import Methods, OpenCall, Tls, Transport
+from epp.extproc.transport.tls import cipher_suites, least_version
+from epp.extproc.transport.wire import WireTransport
 from epp.flags import ServeFlags
 from epp.picker import Picker, PickerOptions
 from epp.scheduling.catalogue import catalogue, installed
 from epp.signals.scrape import Scraper
 from epp.telemetry import log, tls
 from epp.telemetry.exposition import Sources, render
-from epp.telemetry.health import Health, HealthServer
+from epp.telemetry.health import Health
 from epp.telemetry.http import MetricsServer, Views
 from epp.telemetry.metrics import Metrics
 from epp.telemetry.views import decisions, endpoints
@@ -52,7 +56,9 @@ class Settings(msgspec.Struct, frozen=True):
     pool: str
     namespace: str
     limits: Limits
-    transport: TransportOptions
+    http2: ConnectionLimits
+    max_receive_bytes: int
+    max_send_bytes: int
     scrape_interval: float
     freshness: float
     drain_timeout: float
@@ -75,19 +81,39 @@ def read_settings(flags: ServeFlags) -> Settings:
             raise ConfigError(f"--{name}: {error}") from None
 
     receive, send = flags.grpc_max_recv_msg_size, flags.grpc_max_send_msg_size
+    max_body = quantity("max-body", flags.max_body)
+    # A buffered body comes in one message, and a 413 for it is worth more than a gRPC status.
+    max_receive = quantity("grpc-max-recv-msg-size", receive) if receive else 2 * max_body + (1 << 20)
     return Settings(
         pool=flags.pool_name or "default",
         namespace=flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default",
-        limits=Limits(max_body=quantity("max-body", flags.max_body)),
-        transport=TransportOptions(
-            quantity("grpc-max-recv-msg-size", receive) if receive else None,
-            quantity("grpc-max-send-msg-size", send) if send else None,
-        ),
+        limits=Limits(max_body=max_body),
+        http2=read_http2_limits(flags.http2_limit, max_receive),
+        max_receive_bytes=max_receive,
+        max_send_bytes=quantity("grpc-max-send-msg-size", send) if send else -1,
         scrape_interval=max(0.001, duration("refresh-metrics-interval", flags.refresh_metrics_interval)),
         freshness=duration("metrics-staleness-threshold", flags.metrics_staleness_threshold),
         drain_timeout=duration("drain-timeout", flags.drain_timeout),
         seed=random.SystemRandom().getrandbits(64) if flags.seed is None else flags.seed,
     )
+
+
+def read_http2_limits(texts: Iterable[str], max_message_bytes: int) -> ConnectionLimits:
+    """Every `--http2-limit NAME=VALUE`. Raises ConfigError."""
+    kinds = {field.name.replace("_", "-"): field.type for field in msgspec.structs.fields(ConnectionLimits)}
+    chosen: dict[str, int | float] = {
+        "max_message_bytes": max_message_bytes,
+        "max_queued_bytes": max(ConnectionLimits().max_queued_bytes, 2 * max_message_bytes),
+    }
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in kinds:
+            raise ConfigError(f"--http2-limit {text!r}: NAME=VALUE is expected, with a name of {', '.join(kinds)}")
+        try:
+            chosen[name.replace("-", "_")] = parse_quantity(value) if kinds[name] is int else parse_duration(value)
+        except ValueError as error:
+            raise ConfigError(f"--http2-limit {name}: {error}") from None
+    return msgspec.convert(chosen, ConnectionLimits)
 
 
 def read_config(flags: ServeFlags) -> tuple[Config, FileDiscoveryParams]:
@@ -132,12 +158,14 @@ class Server:
         self._discovery = FileDiscovery(source.path, source.watch_file, table, now)
         spread = random.Random(settings.seed)  # its own, so that scraping changes no decision
         scraper = self._scraper = Scraper(table, spread, interval=settings.scrape_interval, clock=now)
-        self._transport = GrpcioTransport(picker, settings.limits, now, settings.transport)
         self._health = Health()
-        self._health_server = HealthServer(self._health)
+        methods: dict[str, OpenCall] = {
+            PROCESS: lambda peer, push, began: Conversation(picker, settings.limits, peer, began)
+        }
         if flags.health_checking:
-            self._health.register(self._transport.server)
-        transport = self._transport
+            methods.update(self._health.methods())
+        transport = self._transport = self._carrier(flags, methods)
+        self._health_port = self._carrier(flags, self._health.methods())
         sources = Sources(
             table,
             settings.pool,
@@ -149,6 +177,7 @@ class Server:
             streams=(lambda: (transport.streams_open, transport.streams_total))
             if flags.enable_grpc_stream_metrics
             else None,
+            breaches=lambda: transport.breaches,
         )
         wall_offset = time.time() - now()
         self._metrics_server = MetricsServer(
@@ -159,6 +188,13 @@ class Server:
             )
         )
         self._flags = flags
+
+    def _carrier(self, flags: ServeFlags, methods: Methods) -> Transport:
+        settings = self._settings
+        if flags.transport == "wire":
+            return WireTransport(methods, settings.http2, self._now)
+        receive, send = settings.max_receive_bytes, settings.max_send_bytes
+        return GrpcioTransport(methods, self._now, max_receive_bytes=receive, max_send_bytes=send)
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code. Raises ConfigError when it cannot start."""
@@ -192,22 +228,19 @@ class Server:
     async def _open_ports(self) -> None:
         flags = self._flags
         metrics_port = await self._metrics_server.start(None, flags.metrics_port)
-        health_port = await self._health_server.start(flags.grpc_health_port)
-        credentials = None
+        health_port = await _listen(self._health_port, "grpc-health-port", flags.grpc_health_port)
+        tls_options = None
         if flags.secure_serving:
-            key, certificate = tls.key_and_certificate(flags.cert_path)
-            credentials = grpc.ssl_server_credentials([(key, certificate)])
-        try:
-            port = self._transport.listen(f"[::]:{flags.grpc_port}", credentials)
-        except RuntimeError:
-            raise ConfigError(f"--grpc-port {flags.grpc_port} cannot be bound; choose another") from None
-        await self._transport.server.start()
+            pair = tls.key_and_certificate(flags.cert_path)
+            tls_options = Tls(*pair, least_version(flags.tls_min_version), cipher_suites(flags.tls_cipher_suites))
+        port = await _listen(self._transport, "grpc-port", flags.grpc_port, tls_options)
         logger.info(
-            "serving pool %s/%s: ext_proc on port %d (%s), health on %d, metrics on %d, %d endpoints",
+            "serving pool %s/%s: ext_proc on port %d (%s, %s), health on %d, metrics on %d, %d endpoints",
             self._settings.namespace,
             self._settings.pool,
             port,
-            "TLS" if credentials else "plaintext",
+            flags.transport,
+            "TLS" if tls_options else "plaintext",
             health_port,
             metrics_port,
             len(self._table),
@@ -229,10 +262,17 @@ class Server:
             if self._transport.streams_open:
                 busy_at = now()
             await asyncio.sleep(0.05)
-        await self._transport.server.stop(max(0.0, self._settings.drain_timeout - (now() - began)))
-        await self._health_server.stop()
+        await self._transport.stop(max(0.0, self._settings.drain_timeout - (now() - began)))
+        await self._health_port.stop(0.0)
         await self._metrics_server.stop()
         logger.info("stopped")
+
+
+async def _listen(transport: Transport, flag: str, port: int, tls_options: Tls | None = None) -> int:
+    try:
+        return await transport.listen("::", port, tls_options)
+    except OSError as error:
+        raise ConfigError(f"--{flag} {port} cannot be bound ({error}); choose another") from None
 
 
 async def serve(flags: ServeFlags) -> int:

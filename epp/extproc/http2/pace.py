@@ -1,0 +1,49 @@
+"""How often a peer may ask for what costs it little.
+
+In: control frames and resets as they come, time as it passes. Out: a ConnectionFault when there are too many a second.
+Rules here:
+- Work earns control frames: a peer that is sent a lot updates windows and pings a lot. What was sent in the last two
+  seconds counts, since the answer to it may come in the next one.
+- Only young streams that end before we answered count as resets: Envoy ends nearly every healthy stream by RST_STREAM,
+  and clients that give up while they wait in a queue do so by hundreds. Answers earn resets too, since Envoy asks
+  whether resets are the greater part.
+Source: CVE-2019-9512 to 9518 (floods), CVE-2023-44487 (rapid reset), CVE-2025-8671 (a peer that makes us reset).
+"""
+
+from __future__ import annotations
+
+from epp.extproc.http2.faults import ConnectionFault, ConnectionLimits
+from epp.extproc.http2.frames import Code
+
+
+class Pace:
+    """Counts of the second at hand."""
+
+    __slots__ = ("_control_frames", "_limits", "_resets", "_sent", "_sent_before", "ends")
+
+    def __init__(self, limits: ConnectionLimits, now: float) -> None:
+        self._limits = limits
+        self.ends = now + 1.0
+        """When `turn` is due."""
+        self._control_frames = 0
+        self._resets = 0
+        self._sent = self._sent_before = 0
+        """Frames sent on this connection, at the beginning of this second and of the one before."""
+
+    def turn(self, sent: int, now: float) -> None:
+        """Another second begins, and so many frames have been sent in all."""
+        self.ends, self._control_frames, self._resets = now + 1.0, 0, 0
+        self._sent_before, self._sent = self._sent, sent
+
+    def control_frame(self, sent: int, weight: int = 1) -> None:
+        """Raises ConnectionFault when it is one too many."""
+        self._control_frames += weight
+        earned = self._limits.control_frames_per_data * (sent - self._sent_before)
+        if self._control_frames > self._limits.max_control_frames + earned:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames without work", "max_control_frames")
+
+    def reset(self, sent: int) -> None:
+        """Raises ConnectionFault when it is one too many."""
+        self._resets += 1
+        if self._resets > self._limits.max_resets + sent - self._sent_before:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many streams opened only to be reset", "max_resets")
