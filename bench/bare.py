@@ -18,7 +18,7 @@ from epp.pb.ext_proc_pb2 import ProcessingRequest, ProcessingResponse
 
 
 class Bare:
-    """Answers every request with one destination."""
+    """Answers every request with one destination; bench/wire.py answers by it too."""
 
     def __init__(self, destination: str) -> None:
         headers = ProcessingResponse()
@@ -29,26 +29,32 @@ class Bare:
         headers.dynamic_metadata.get_or_create_struct("envoy.lb")[DESTINATION] = destination
         self._headers = headers
 
+    def replies(self, message: ProcessingRequest, body: list[bytes]) -> tuple[ProcessingResponse, ...]:
+        """Answer one message; `body` keeps what came of this stream's request body."""
+        kind = message.WhichOneof("request")
+        if kind == "request_headers":
+            return (self._headers,) if message.request_headers.end_of_stream else ()
+        if kind == "request_body":
+            body.append(message.request_body.body)
+            if not message.request_body.end_of_stream:
+                return ()
+            return self._headers, _streamed("request_body", b"".join(body), last=True)
+        if kind == "response_body":
+            part = message.response_body
+            return (_streamed("response_body", part.body, last=part.end_of_stream),)
+        if kind is None:
+            return ()
+        answer = ProcessingResponse()
+        getattr(answer, kind).SetInParent()
+        return (answer,)
+
     async def process(
         self, requests: AsyncIterator[ProcessingRequest], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[ProcessingResponse]:
         body: list[bytes] = []
         async for message in requests:
-            kind = message.WhichOneof("request")
-            if kind == "request_headers":
-                if message.request_headers.end_of_stream:
-                    yield self._headers
-            elif kind == "request_body":
-                body.append(message.request_body.body)
-                if message.request_body.end_of_stream:
-                    yield self._headers
-                    yield _streamed("request_body", b"".join(body), last=True)
-            elif kind == "response_body":
-                yield _streamed("response_body", message.response_body.body, last=message.response_body.end_of_stream)
-            elif kind is not None:
-                answer = ProcessingResponse()
-                getattr(answer, kind).SetInParent()
-                yield answer
+            for reply in self.replies(message, body):
+                yield reply
 
 
 def _streamed(kind: str, body: bytes, *, last: bool) -> ProcessingResponse:

@@ -1,204 +1,188 @@
-"""What one request costs: CPU of our picker beside a bare grpc.aio server, behind the same Envoy, in the same run.
+"""What one request costs: CPU of our picker on each transport, beside bare servers and the Go picker, in the same run.
 
-`python -m bench.request [SECONDS]`, or `make bench`. Each row is measured in turns (ours, bare, ours, bare) of
-SECONDS each (default 3) with 16 connections in a closed loop, each request with a prompt of its own. CPU is utime and
-stime of the whole process, so ours includes reading its servers' metrics pages every 50 ms.
+`python -m bench.request [--rows light,duplex] [--seconds 3] [--subjects wire,grpcio,...] [--json FILE]`. All subjects
+run behind one Envoy, and each row is measured in turns (ours, bare, ours, bare) of SECONDS each, with connections in a
+closed loop and a prompt of its own for each request. CPU is utime and stime of the whole process, so ours includes
+reading its servers' metrics pages every 50 ms: nearly nothing at thousands of requests a second, most of the figure in
+the "stream" row, where the servers' pace leaves less than a hundred. The line below the table says how much it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Final, Literal
 
+import cyclopts
 import msgspec
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
+from bench import report
+from bench.load import Ask, closed_loop
+from bench.subjects import BARE, GO, OURS, Others, Subject, chosen, cpu, model_servers, subject
 from epp.demo import envoy
-from epp.demo.child import Child, child, free_ports
+from epp.demo.child import Child
 from epp.demo.envoy import Gateway, Picker, Response
-from tests.e2e import serving
 
-SERVERS = 4
-SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-scorer": 3}
-"""The picker's default profile."""
-CONNECTIONS = 16
-TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = Path(__file__).parents[1] / "tests" / "data" / "vllm-0.32.0" / "metrics-busy-0.txt"
+SERVERS: Final = 4
+TURNS: Final = 2
+WARM_UP: Final = 1.0
+"""Seconds for each subject before the turns of a row: connections open, caches fill."""
+Mode = Literal["light", "duplex"]
+RESPONSES: Final[dict[Mode, Response]] = {"light": "SEND/NONE/SEND", "duplex": "SEND/FULL_DUPLEX_STREAMED/SEND"}
 
 
-class Case(msgspec.Struct, frozen=True):
-    """One row of the table."""
+class Row(msgspec.Struct, frozen=True):
+    """One line of the table."""
 
     what: str
-    response: Response
-    prompt_bytes: int = 100
-    stream: bool = False
+    mode: Mode
+    ask: Ask = Ask()
+    connections: int = 16
 
 
-CASES = (
-    Case("100 B prompt", "SEND/NONE/SEND"),
-    Case("100 B prompt", "SEND/FULL_DUPLEX_STREAMED/SEND"),
-    Case("stream of 100 chunks", "SEND/NONE/SEND", stream=True),
-    Case("stream of 100 chunks", "SEND/FULL_DUPLEX_STREAMED/SEND", stream=True),
-    Case("100 KB prompt", "SEND/NONE/SEND", prompt_bytes=100_000),
-)
-RESPONSES: dict[str, Response] = {"light": "SEND/NONE/SEND", "duplex": "SEND/FULL_DUPLEX_STREAMED/SEND"}
+ROWS: Final = {
+    "light": Row("100 B", "light"),
+    "duplex": Row("100 B", "duplex"),
+    "stream": Row("100 B, 100 chunks", "light", Ask(stream=True)),
+    "duplex-stream": Row("100 B, 100 chunks", "duplex", Ask(stream=True)),
+    "100k": Row("100 KB", "light", Ask(prompt_bytes=100_000)),
+    "4m": Row("4 MB", "light", Ask(prompt_bytes=4_000_000), connections=4),
+}
 
 
 class Cost(msgspec.Struct):
-    """What some requests cost, in seconds of CPU."""
+    """What some requests to one subject cost; CPU in seconds."""
 
+    row: str
+    subject: str
     requests: int = 0
     seconds: float = 0.0
     picker: float = 0.0
     envoy: float = 0.0
 
+    @property
+    def picker_us(self) -> float:
+        return 1e6 * self.picker / self.requests
+
+    @property
+    def envoy_us(self) -> float:
+        return 1e6 * self.envoy / self.requests
+
 
 class Bench:
-    """Both pickers behind one Envoy."""
+    """All subjects behind one Envoy."""
 
-    def __init__(self, ours: Child, bare: Child, gateway: envoy.Envoy) -> None:
-        self._pickers = {"ours": ours, "bare": bare}
+    def __init__(self, subjects: Sequence[Subject], gateway: envoy.Envoy, servers: Child) -> None:
+        self._subjects = subjects
         self._gateway = gateway
+        self.others = Others([gateway.child.pid, servers.pid, *(each.process.pid for each in subjects)])
 
-    async def measure(self, case: Case, seconds: float) -> dict[str, Cost]:
-        """Cost by "ours" and "bare", each measured twice."""
-        costs = {who: Cost() for who in self._pickers}
-        for turn in ("warm", "measured", "measured"):
-            for who, process in self._pickers.items():
-                cost = costs[who] if turn == "measured" else Cost()
-                await self._turn(case, who, process, cost, seconds if turn == "measured" else 0.5)
+    async def measure(self, name: str, seconds: float) -> list[Cost]:
+        """What a row costs, for each subject."""
+        row = ROWS[name]
+        costs = [Cost(name, each.name) for each in self._subjects]
+        for each in self._subjects:
+            await self._turn(row, each, Cost(name, each.name), WARM_UP)
+        for _ in range(TURNS):
+            for each, cost in zip(self._subjects, costs, strict=True):
+                await self._turn(row, each, cost, seconds)
         return costs
 
-    async def idle(self, seconds: float) -> float:
-        """Cores that our picker uses while nobody asks."""
-        before = cpu(self._pickers["ours"])
+    async def idle(self, seconds: float) -> dict[str, float]:
+        """Cores that each of ours uses while nobody asks."""
+        ours = {each.name: each.process.pid for each in self._subjects if each.name in OURS}
+        before = {name: cpu(pid) for name, pid in ours.items()}
         await asyncio.sleep(seconds)
-        return (cpu(self._pickers["ours"]) - before) / seconds
+        return {name: (cpu(pid) - before[name]) / seconds for name, pid in ours.items()}
 
-    async def _turn(self, case: Case, who: str, process: Child, cost: Cost, seconds: float) -> None:
-        mode = next(name for name, response in RESPONSES.items() if response == case.response)
-        port = self._gateway.ports[f"{who}-{mode}"]
-        before = cpu(process), cpu(self._gateway.child)
-        cost.requests += await load(port, case, seconds)
-        cost.seconds += seconds
-        cost.picker += cpu(process) - before[0]
-        cost.envoy += cpu(self._gateway.child) - before[1]
-
-
-def cpu(process: Child) -> float:
-    """Seconds of CPU that a process has used, all threads."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-async def load(port: int, case: Case, seconds: float) -> int:
-    """Ask for so long on all connections; returns the number of answers. Raises on anything but a 200."""
-    until = asyncio.get_running_loop().time() + seconds
-    counts = await asyncio.gather(*(one_connection(port, case, until, at) for at in range(CONNECTIONS)))
-    return sum(counts)
-
-
-async def one_connection(port: int, case: Case, until: float, at: int) -> int:
-    """Ask again and again; prompts share nothing, not even their beginning."""
-    loop = asyncio.get_running_loop()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    done = 0
-    try:
-        while loop.time() < until:
-            unique = b"%d %d %d " % (at, done, int(loop.time() * 1e6))
-            prompt = (unique * (case.prompt_bytes // len(unique) + 1))[: case.prompt_bytes]
-            writer.write(request(prompt, stream=case.stream))
-            await answer(reader)
-            done += 1
-    finally:
-        writer.transport.abort()
-    return done
-
-
-def request(prompt: bytes, *, stream: bool) -> bytes:
-    streamed = b',"stream":true' if stream else b""
-    body = b'{"model":"tiny","messages":[{"role":"user","content":"%b"}]%b}' % (prompt, streamed)
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    )
-    return head % len(body) + body
-
-
-async def answer(reader: asyncio.StreamReader) -> None:
-    """Read one answer to its end."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head + await reader.read(1 << 16)
-    if b"transfer-encoding: chunked" in head:
-        while (size := int(await reader.readline(), 16)) > 0:
-            await reader.readexactly(size + 2)
-        await reader.readexactly(2)
-    else:
-        length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        await reader.readexactly(int(length))
+    async def _turn(self, row: Row, measured: Subject, cost: Cost, seconds: float) -> None:
+        port = self._gateway.ports[f"{measured.name}-{row.mode}"]
+        picker, gateway = measured.process.pid, self._gateway.child.pid
+        before = cpu(picker), cpu(gateway)
+        answers = await closed_loop(port, row.ask, seconds, row.connections)
+        cost.picker += cpu(picker) - before[0]
+        cost.envoy += cpu(gateway) - before[1]
+        cost.requests += answers.answered
+        cost.seconds += answers.seconds
 
 
 @contextlib.asynccontextmanager
-async def bench(folder: Path) -> AsyncIterator[Bench]:
-    """Start model servers, both pickers and Envoy."""
+async def bench(names: Sequence[str], folder: Path) -> AsyncIterator[Bench]:
+    """Start model servers, all subjects and Envoy."""
     async with contextlib.AsyncExitStack() as stack:
-        command = (sys.executable, "-m", "bench.servers", str(SERVERS), str(PAGE))
-        servers = await stack.enter_async_context(child("servers", *command, folder=folder))
-
-        async def listening() -> bool:
-            return servers.output().count(" ") == SERVERS - 1
-
-        await servers.until(listening, "ports")
-        addresses = [f"127.0.0.1:{port}" for port in servers.output().split()]
-        flags = ("--secure-serving=false", "-v=0")
-        ours = await stack.enter_async_context(serving.picker(folder, "picker", addresses, *flags, scorers=SCORERS))
-        (port,) = free_ports(1)
-        bare_address = f"127.0.0.1:{port}"
-        command = (sys.executable, "-m", "bench.bare", bare_address, addresses[0])
-        bare = await stack.enter_async_context(child("bare", *command, folder=folder))
+        servers, ports = await stack.enter_async_context(model_servers(SERVERS, folder))
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        subjects = [await stack.enter_async_context(subject(name, folder, addresses)) for name in names]
         envoy.write_endpoints(folder / "pool.json", addresses)
         gateways = [
-            Gateway(name=f"{who}-{mode}", endpoints=folder / "pool.json", picker=Picker(address=at, response=response))
-            for who, at in (("ours", ours.address), ("bare", bare_address))
+            Gateway(
+                name=f"{each.name}-{mode}",
+                endpoints=folder / "pool.json",
+                picker=Picker(address=each.address, response=response),
+            )
+            for each in subjects
             for mode, response in RESPONSES.items()
         ]
         gateway = await stack.enter_async_context(envoy.running(envoy.bootstrap(gateways), folder))
-        yield Bench(ours.process, bare, gateway)
+        yield Bench(subjects, gateway, servers)
 
 
-async def main(seconds: float = 3.0) -> None:
-    table = Table("request", "response", "ours us", "bare us", "ratio", "ours req/s", "bare req/s", "Envoy us")
-    for column in table.columns[2:]:
-        column.justify = "right"
+async def run(rows: Sequence[str], names: Sequence[str], seconds: float, json: Path | None) -> None:
+    costs: list[Cost] = []
     with tempfile.TemporaryDirectory() as folder:
-        async with bench(Path(folder)) as running:
+        async with bench(names, Path(folder)) as running:
             idle = await running.idle(seconds)
-            for case in CASES:
-                costs = await running.measure(case, seconds)
-                table.add_row(*row(case, costs["ours"], costs["bare"]))
-    console = Console(width=120)
-    console.print(table)
-    console.print(
-        f"CPU of the picker process, {CONNECTIONS} connections, {SERVERS} model servers. While nobody asks, ours uses "
-        f"{idle:.3f} cores to read metrics pages; that is part of its figures. Goal: ratio <= 1.5 in the first row."
-    )
+            for row in rows:
+                costs += await running.measure(row, seconds)
+            others = running.others.cores()
+    report.write(json, "request", costs)
+    to = [name for name in (*BARE, GO) if name in names]
+    columns = ("prompt", "response", "who", "us/request", *(f"/ {name}" for name in to), "Envoy us", "requests/s")
+    table = report.table("CPU of the picker process per request", *columns, texts=3)
+    for row in rows:
+        of_row = {cost.subject: cost for cost in costs if cost.row == row}
+        for cost in of_row.values():
+            table.add_row(*line(cost, of_row, to), end_section=cost is list(of_row.values())[-1])
+    scraping = "".join(f" While nobody asks, {name} uses {used:.3f} cores." for name, used in idle.items())
+    report.show(table, f"{SERVERS} model servers.{scraping} Others used {others:.2f} cores meanwhile.")
 
 
-def row(case: Case, ours: Cost, bare: Cost) -> tuple[str, ...]:
-    per_request = [1e6 * cost.picker / cost.requests for cost in (ours, bare)]
-    ratio = f"{per_request[0] / per_request[1]:.2f}"
-    rates = [f"{cost.requests / cost.seconds:.0f}" for cost in (ours, bare)]
-    envoy_us = f"{1e6 * ours.envoy / ours.requests:.0f}"
-    response = case.response.replace("_STREAMED", "")
-    return (case.what, response, *(f"{us:.0f}" for us in per_request), ratio, *rates, envoy_us)
+def line(cost: Cost, of_row: dict[str, Cost], to: Sequence[str]) -> tuple[str, ...]:
+    row = ROWS[cost.row]
+    ratios = (f"{cost.picker_us / of_row[name].picker_us:.2f}" for name in to)
+    figures = (f"{cost.envoy_us:.0f}", f"{cost.requests / cost.seconds:.0f}")
+    return (row.what, row.mode, cost.subject, f"{cost.picker_us:.0f}", *ratios, *figures)
+
+
+def main(
+    *,
+    rows: str = ",".join(ROWS),
+    subjects: str = ",".join((*OURS, *BARE, GO)),
+    seconds: float = 3.0,
+    json: Path | None = None,
+) -> None:
+    """Measure what one request costs.
+
+    Parameters
+    ----------
+    rows
+        Which, separated by commas.
+    subjects
+        Whom, separated by commas; "go" needs EPP_GO, the path of the reference picker's binary.
+    seconds
+        Of each turn.
+    json
+        File for the raw figures.
+    """
+    listed = rows.split(",")
+    if unknown := [row for row in listed if row not in ROWS]:
+        raise ValueError(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    uvloop.run(run(listed, chosen(subjects), seconds, json))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(*map(float, sys.argv[1:])))
+    cyclopts.run(main)
