@@ -1,0 +1,1 @@
+"""The measuring sticks: a wrong one makes every figure wrong."""
