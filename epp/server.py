@@ -7,6 +7,7 @@ signal, and stop. The simulator builds the same pure whole from the same configu
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -209,6 +210,7 @@ class Server:
                 tasks.create_task(self._keep_running("discovery", self._discovery.run)),
                 tasks.create_task(self._keep_running("scraping", self._scraper.run)),
             ]
+            _spare_the_collector()
             self._health.set_ready(True)
             await stopping.wait()
             await self._drain()
@@ -266,6 +268,14 @@ class Server:
         await self._health_port.stop(0.0)
         await self._metrics_server.stop()
         logger.info("stopped")
+
+
+def _spare_the_collector() -> None:
+    """What start-up made stays, so no collection looks at it again (24 ms of the loop each, measured); and the index of
+    200,000 prompts takes 63 ms to look through, for a dozen cycles in 45,000 requests: once in millions is enough."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 1_000)
 
 
 async def _listen(transport: Transport, flag: str, port: int, tls_options: Tls | None = None) -> int:

@@ -190,9 +190,8 @@ def capped(totals: Totals, unknown: Bools) -> Totals:
 
 def _distinct(positions: Order, count: int) -> bool:
     """Whether these are positions among so many, none twice."""
-    if len(positions) == 1:
-        return 0 <= positions.item(0) < count
-    return len(np.unique(positions)) == len(positions) and bool(positions.min() >= 0 and positions.max() < count)
+    listed = positions.tolist()  # few: np.unique takes 5 us for 4 of them, this 0.3
+    return len(set(listed)) == len(listed) and min(listed) >= 0 and max(listed) < count
 
 
 def _failure(plugin: str, error: Exception) -> Failure:
