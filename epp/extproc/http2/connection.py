@@ -39,7 +39,7 @@ from epp.extproc.http2.pace import Pace
 RESET_REMEMBERED: Final = 1024
 """Streams that we ended and whose frames may still be under way: they are ignored."""
 PREMATURE: Final = 1.0
-"""Age in seconds below which a stream that the peer resets unanswered was not meant. Envoy:
+"""Age in seconds below which a stream that the peer resets may have been opened for that. Envoy:
 overload.premature_reset_min_stream_lifetime_seconds 1."""
 DEBUG_BYTES: Final = 200
 """Of the reason in GOAWAY, which is one frame whatever `close` is told."""
@@ -113,7 +113,7 @@ class ServerConnection:
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Take what the socket gave, cut anywhere. Raises nothing."""
         if self.is_closed:
-            return []
+            return self._told()
         self._heard_at = now
         if now >= self._pace.ends:
             self._pace.turn(self._out.sent, now)
@@ -128,7 +128,10 @@ class ServerConnection:
         return self._told()
 
     def send(self, number: int, message: bytes) -> None:
-        """Queue a message of the answer; nothing happens if the call is over. `CallLost` follows if too much waits."""
+        """Queue a message of the answer; nothing happens if the call is over. Raises nothing.
+
+        If too much waits then, the call is lost; the next `receive` or `tick` says so.
+        """
         stream = self._streams.get(number)
         if stream is None or stream.end is not None:
             return
@@ -137,8 +140,11 @@ class ServerConnection:
             self._out.write(frames.frame(frames.HEADERS, frames.END_HEADERS, number, ANSWER_HEAD))
         self._out.message(number, stream, message)
         if stream.queue is not None and self._out.queued > self._limits.max_queued_bytes:
-            fault = StreamFault(Code.ENHANCE_YOUR_CALM, "replies that nobody takes", "max_queued_bytes")
-            self._reset_stream(number, fault)
+            try:
+                fault = StreamFault(Code.ENHANCE_YOUR_CALM, "replies that nobody takes", "max_queued_bytes")
+                self._reset_stream(number, fault)
+            except ConnectionFault as last:
+                self._fail(last)
 
     def end(self, number: int, status: Status = Status.OK, message: str = "") -> None:
         """End the answer, behind what is queued. No event of this call follows but those already given."""
@@ -150,7 +156,8 @@ class ServerConnection:
         else:
             block = OK_TRAILERS if status is Status.OK and not message else trailers(status, message)
         stream.end = frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, number, block)
-        self._forget_part(stream)
+        if stream.reader is not None:
+            self._forget_part(number, stream)
         if stream.queue is None:
             self._finish(number, stream)
 
@@ -161,7 +168,7 @@ class ServerConnection:
     def tick(self, now: float) -> list[Event]:
         """Look at what takes too long; a few times a second. Raises nothing."""
         if self.is_closed:
-            return []
+            return self._told()
         try:
             self._check_deadlines(now)
         except ConnectionFault as fault:
@@ -420,7 +427,7 @@ class ServerConnection:
             self._check_not_idle(number)
             self._pace.control_frame(self._out.sent)
             return
-        if not stream.answered and self._heard_at - stream.opened < PREMATURE:
+        if self._heard_at - stream.opened < PREMATURE:
             self._pace.reset(self._out.sent)
         self._drop(number, stream)
 
@@ -526,7 +533,6 @@ class ServerConnection:
         """DATA for no open stream: silence if we ended that stream, else a fault."""
         self._check_not_idle(number)
         if number not in self._reset:
-            self._pace.control_frame(self._out.sent)
             raise StreamFault(Code.STREAM_CLOSED, "DATA on a stream that has ended")
         if not size:  # no window bounds these
             self._pace.control_frame(self._out.sent)
@@ -561,12 +567,9 @@ class ServerConnection:
         if fault.limit:
             self._breaches[fault.limit] += 1
         stream = self._streams.get(number)
-        if fault.code is Code.REFUSED_STREAM:
-            self._pace.control_frame(self._out.sent)  # one that has not seen our SETTINGS yet does no wrong
-        elif stream is None:
-            if fault.code is not Code.STREAM_CLOSED:  # that is counted already
-                self._pace.reset(self._out.sent)
-        elif not stream.answered:
+        if stream is None and fault.code in (Code.REFUSED_STREAM, Code.STREAM_CLOSED):
+            self._pace.control_frame(self._out.sent)  # no work is lost; and who has not seen our SETTINGS does no wrong
+        elif fault.code is not Code.CANCEL:  # which time did
             self._pace.reset(self._out.sent)  # who makes us reset costs as much as who resets (CVE-2025-8671)
         self._out.write(frames.rst_stream(number, fault.code))
         self._remember_reset(number)
@@ -590,17 +593,19 @@ class ServerConnection:
             del self._awaited[number]
         if self._timed:
             self._timed.pop(number, None)
-        self._forget_part(stream)
+        if stream.reader is not None:
+            self._forget_part(number, stream)
         if stream.queue is not None:
             self._out.drop(number, stream)
         if stream.end is None and stream.is_call:
             self._events.append(CallLost(number))
 
-    def _forget_part(self, stream: Stream) -> None:
+    def _forget_part(self, number: int, stream: Stream) -> None:
         """Of a message that will not be told."""
-        if stream.reader is not None:
-            self._held -= stream.reader.held
-            stream.reader = None
+        assert stream.reader is not None
+        self._awaited.pop(number, None)
+        self._held -= stream.reader.held
+        stream.reader = None
 
     def _remember_reset(self, number: int) -> None:
         self._reset[number] = None
@@ -638,7 +643,7 @@ class ServerConnection:
 
     def _grant(self, number: int, stream: Stream) -> None:
         """The same for a stream, unless replies wait on it."""
-        if stream.is_open and stream.end is None and stream.queue is None:
+        if stream.is_open and stream.queue is None:
             self._out.write(frames.window_update(number, stream.taken))
             stream.receive_window += stream.taken
             stream.taken = 0

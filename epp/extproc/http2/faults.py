@@ -43,9 +43,9 @@ class ConnectionLimits(msgspec.Struct, frozen=True):
     max_continuations: int = 8
     """CONTINUATION frames in one header block. nghttp2: NGHTTP2_DEFAULT_MAX_CONTINUATIONS 8, since CVE-2024-28182."""
     max_resets: int = 500
-    """Streams a second that the peer opens, and resets within a second and before we answered anything (rapid reset,
-    CVE-2023-44487), or makes us reset; one more for each frame that we sent. Envoy closes a connection once half of
-    its streams ended so, and never before overload.premature_reset_total_stream_count, 500, make that certain."""
+    """Streams a second that the peer opens and resets within a second (rapid reset, CVE-2023-44487), or makes us reset
+    (CVE-2025-8671); one more for each frame that we sent, so that answered ones do not count. Envoy closes a connection
+    when at least half of overload.premature_reset_total_stream_count, 500, ended so without an answer."""
     max_control_frames: int = 1_000
     """Frames a second that carry no work: PING, SETTINGS (each setting), PRIORITY, WINDOW_UPDATE, unknown ones, and
     whatever is for streams that have ended or are refused; `control_frames_per_data` more for each frame that we sent.

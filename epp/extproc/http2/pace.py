@@ -4,9 +4,9 @@ In: control frames and resets as they come, time as it passes. Out: a Connection
 Rules here:
 - Work earns control frames: a peer that is sent a lot updates windows and pings a lot. What was sent in the last two
   seconds counts, since the answer to it may come in the next one.
-- Only young streams that end before we answered count as resets: Envoy ends nearly every healthy stream by RST_STREAM,
-  and clients that give up while they wait in a queue do so by hundreds. Answers earn resets too, since Envoy asks
-  whether resets are the greater part.
+- Only young streams count as resets, and each frame that was sent earns one: Envoy ends nearly every healthy stream by
+  RST_STREAM, clients that give up while they wait in a queue do so by hundreds, and a stream with an answer that the
+  peer's own window keeps back is none that was answered. Envoy counts its client's so: young, and the greater part.
 Source: CVE-2019-9512 to 9518 (floods), CVE-2023-44487 (rapid reset), CVE-2025-8671 (a peer that makes us reset).
 """
 
