@@ -135,6 +135,8 @@ class Site:
         self.ended: set[int] = set()
         """Streams with our last frame written."""
         self.events: list[Event] = []
+        self.plain = b""
+        """What was answered to one who speaks no HTTP/2."""
         self.encoder, self.decoder = Encoder(), Decoder()
         if greet:
             self.feed(GREETING)
@@ -174,7 +176,11 @@ class Site:
 
     def out(self) -> list[Frame]:
         """What is to be written. On a stream that we have ended there is nothing but RST_STREAM."""
-        written = list(parse(self.connection.output()))
+        said = self.connection.output()
+        if said.startswith(b"HTTP/1.1"):
+            self.plain += said
+            return []
+        written = list(parse(said))
         for each in written:
             assert each.stream == 0 or each.kind == RST_STREAM or each.stream not in self.ended
             if each.kind == RST_STREAM or (each.kind in (DATA, HEADERS) and each.flags & END_STREAM):

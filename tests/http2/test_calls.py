@@ -21,6 +21,7 @@ from tests.http2.peer import (
     PATH,
     PING,
     RST_STREAM,
+    SETTINGS,
     WINDOW_UPDATE,
     Frame,
     Site,
@@ -353,6 +354,15 @@ def test_a_connection_without_a_preface_drains_too() -> None:
     site.connection.drain(site.now)
     site.tick(1.0)
     assert site.connection.is_drained
+    assert (site.out(), site.plain) == ([], b"")
+
+
+def test_who_connects_while_we_drain_is_told_so_and_served() -> None:
+    site = Site(greet=False)
+    site.connection.drain(site.now)
+    site.feed(GREETING, call(1), data(1, message(b"m")))
+    assert [each.kind for each in site.out()] == [SETTINGS, WINDOW_UPDATE, GOAWAY, PING, SETTINGS]
+    assert site.live == {1}
 
 
 # -- keep-alive ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tests.http2.peer import (
     CONTINUATION,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     PADDED,
     PATH,
@@ -340,6 +341,17 @@ def test_work_earns_control_frames() -> None:
     assert not site.connection.is_closed
 
 
+def test_who_reads_late_may_open_the_windows_of_all_streams_at_once() -> None:
+    """grpcio's client sends WINDOW_UPDATE for each stream when it is read, 3,000 of them if it has so many."""
+    site = Site()
+    for stream in range(1, 6_001, 2):
+        site.feed(call(stream), data(stream, message(b"m")))
+        site.connection.send(stream, b"reply")
+    site.now = 60.0
+    site.feed(*(window_update(stream, 5) for stream in range(1, 6_001, 2)))
+    assert not site.connection.is_closed
+
+
 def test_empty_data_in_a_row_ends_the_connection() -> None:
     """CVE-2019-9518."""
     site = Site()
@@ -404,7 +416,10 @@ def test_a_preface_that_does_not_end_is_given_up(said: bytes) -> None:
     site.tick(9.9)
     assert not site.connection.is_closed
     site.tick(0.1)
-    assert ended(site, "preface_timeout", Code.SETTINGS_TIMEOUT)
+    assert "closed" in repr(site.connection)
+    assert site.breaches == {"preface_timeout": 1}
+    # Before the preface is whole nothing says that the peer would understand us.
+    assert [each.kind for each in site.out()[-1:]] == ([GOAWAY] if said.startswith(PREFACE) else [])
 
 
 @pytest.mark.parametrize(
@@ -520,6 +535,7 @@ def test_limits_that_http2_does_not_allow_cannot_be_chosen(wrong: dict[str, int]
 
 def test_the_smallest_windows_work() -> None:
     site = Site(ConnectionLimits(stream_window=65_535, connection_window=65_535), greet=False)
+    site.feed(PREFACE)
     assert [each.kind for each in site.out()] == [SETTINGS]
 
 

@@ -226,15 +226,13 @@ def test_a_rule_holds_with_more_behind_it(rule: Rule) -> None:
 @pytest.mark.parametrize(
     ("said", "code"),
     [
-        (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", Code.PROTOCOL_ERROR),
-        (PREFACE[:-1] + b"x", Code.PROTOCOL_ERROR),
         (PREFACE + frame(PING, 0, 0, bytes(8)), Code.PROTOCOL_ERROR),
         (PREFACE + frame(SETTINGS, ACK), Code.PROTOCOL_ERROR),
         (PREFACE + data(1, b"x"), Code.PROTOCOL_ERROR),
         (PREFACE + call(1), Code.PROTOCOL_ERROR),
         (PREFACE + frame(SETTINGS, 0, 0, bytes(16_385)), Code.FRAME_SIZE_ERROR),
     ],
-    ids=["HTTP/1.1", "a preface with a wrong end", "PING first", "an ACK first", "DATA first", "HEADERS first", "size"],
+    ids=["PING first", "an ACK first", "DATA first", "HEADERS first", "size"],
 )
 def test_a_connection_begins_with_the_preface_and_settings(said: bytes, code: Code) -> None:
     for pieces in ([said], [said[i : i + 1] for i in range(len(said))]):
@@ -244,15 +242,36 @@ def test_a_connection_begins_with_the_preface_and_settings(said: bytes, code: Co
         assert site.goaway().code == code
 
 
-def test_a_wrong_preface_is_refused_at_its_first_wrong_byte() -> None:
-    site = Site(greet=False)
-    site.feed(b"PRJ")
-    assert site.goaway().code == Code.PROTOCOL_ERROR
+@pytest.mark.parametrize("said", [b"PRJ", PREFACE[:-1] + b"x", b"\x16\x03\x01", b"INVALID CONNECTION PREFACE\r\n\r\n"])
+def test_a_wrong_preface_ends_the_connection_at_its_first_wrong_byte(said: bytes) -> None:
+    """Section 3.4: a GOAWAY may be left out, for the peer would not understand it."""
+    for pieces in ([said], [said[i : i + 1] for i in range(len(said))]):
+        site = Site(greet=False)
+        for piece in pieces:
+            site.feed(piece)
+        assert site.connection.is_closed
+        assert (site.out(), site.plain) == ([], b"")
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"POST", b"O"])
+def test_who_speaks_http1_is_told_so_in_http1(said: bytes) -> None:
+    for pieces in ([said], [said[i : i + 1] for i in range(len(said))]):
+        site = Site(greet=False)
+        for piece in pieces:
+            site.feed(piece)
+        assert site.connection.is_closed
+        assert site.out() == []
+        head, _, body = site.plain.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert f"content-length: {len(body)}".encode() in head
+        assert body == b"this port speaks HTTP/2, and gRPC on it\n"
 
 
 def test_we_greet_with_our_limits_and_acknowledge_theirs() -> None:
     site = Site(greet=False)
-    mine, window = site.out()
+    assert site.out() == []  # nothing before the client's preface: it may speak no HTTP/2
+    site.feed(GREETING)
+    mine, window, ack = site.out()
     assert mine.kind == SETTINGS
     values = dict(zip(mine.payload[1::6], (mine.payload[i + 2 : i + 6] for i in range(0, 24, 6)), strict=True))
     assert {name: int.from_bytes(value) for name, value in values.items()} == {
@@ -263,8 +282,6 @@ def test_we_greet_with_our_limits_and_acknowledge_theirs() -> None:
     }
     assert (window.kind, window.stream) == (WINDOW_UPDATE, 0)
     assert int.from_bytes(window.payload) == 16 * 1024 * 1024 - 65_535
-    site.feed(GREETING)
-    (ack,) = site.out()
     assert (ack.kind, ack.flags, ack.payload) == (SETTINGS, ACK, b"")
 
 

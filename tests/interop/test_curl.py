@@ -1,7 +1,6 @@
 """curl, which knows HTTP/2 and nothing of gRPC: what a person sees who tries the port by hand.
 
-HTTP/1.1 is not spoken here, with TLS or without: the answer is SETTINGS and GOAWAY, which curl calls HTTP/0.9, and in
-GOAWAY the sentence that says why.
+HTTP/1.1 is not spoken here, with TLS or without: the answer is a 400 with the sentence that says why.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from epp.extproc.http2.frames import GOAWAY, HEAD, HEAD_BYTES, MESSAGE_PREFIX, U32, Code
+from epp.extproc.http2.frames import MESSAGE_PREFIX
 from tests.contract.transport import METHOD
 from tests.interop.serving import CHECK, GET, SERVING, WATCH, Wire, is_routed, own_certificate, program, run, wire
 
 pytestmark = pytest.mark.anyio
-NOT_SPOKEN = 1
-"""curl's exit code for "unsupported protocol", which it says of an answer that is no HTTP/1."""
 POSTED = ("--http2-prior-knowledge", "--header", "content-type: application/grpc", "--data-binary", "@-")
 schemes = pytest.mark.parametrize("scheme", ["http", "https"])
 
@@ -103,28 +100,14 @@ async def test_an_unknown_method_is_named(scheme: str) -> None:
 @pytest.mark.parametrize("option", ["--http1.1", "--http2"], ids=["plain", "with upgrade"])
 async def test_http_1_is_refused_and_told_why(option: str) -> None:
     async with served("http") as port:
-        code, _, body = await curl(port, "http", "/", option)
-        assert (code, body) == (NOT_SPOKEN, b"")
-        _, _, body = await curl(port, "http", "/", option, "--http0.9")
-    assert goaway(body) == (Code.PROTOCOL_ERROR, b"not HTTP/2: use a client with prior knowledge of it, or TLS")
+        code, head, body = await curl(port, "http", "/", option)
+    assert (code, body) == (0, b"this port speaks HTTP/2, and gRPC on it\n")
+    assert head[0] == "HTTP/1.1 400 Bad Request"
 
 
 @pytest.mark.parametrize("option", ["--http1.1", "--no-alpn"], ids=["ALPN http/1.1", "no ALPN"])
 async def test_tls_without_alpn_h2_is_refused_and_told_why(option: str) -> None:
     async with served("https") as port:
-        code, _, body = await curl(port, "https", "/", option)
-        assert (code, body) == (NOT_SPOKEN, b"")
-        _, _, body = await curl(port, "https", "/", option, "--http0.9")
-    assert goaway(body) == (Code.INADEQUATE_SECURITY, b"TLS without ALPN h2")
-
-
-def goaway(data: bytes) -> tuple[int, bytes]:
-    """Code and words of the GOAWAY that must be the last frame."""
-    at = 0
-    while True:
-        high, low, kind, _, _ = HEAD.unpack_from(data, at)
-        start, at = at + HEAD_BYTES, at + HEAD_BYTES + (high << 8 | low)
-        if at == len(data):
-            break
-    assert kind == GOAWAY
-    return U32.unpack_from(data, start + 4)[0], data[start + 8 : at]
+        code, head, body = await curl(port, "https", "/", option)
+    assert (code, body) == (0, b"TLS without ALPN h2: this port speaks HTTP/2\n")
+    assert head[0] == "HTTP/1.1 400 Bad Request"

@@ -8,6 +8,7 @@ import ssl
 import msgspec
 import pytest
 
+from epp.extproc.http2.frames import PREFACE
 from tests.interop.serving import own_certificate, wire
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +33,7 @@ async def agreed(port: int, context: ssl.SSLContext) -> tuple[str | None, str, s
     """Version, cipher and protocol of a connection that lives. Raises OSError: there is none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:
+        writer.write(PREFACE)
         async with asyncio.timeout(5):
             assert len(await reader.readexactly(9)) == 9  # the head of the server's SETTINGS
         secured: ssl.SSLObject = writer.get_extra_info("ssl_object")

@@ -47,6 +47,8 @@ DRAIN_PING: Final = b"draining"
 KEEPALIVE_PING: Final = b"are you?"
 DRAIN_ROUND: Final = 1.0
 """Seconds for a peer to see GOAWAY, if it answers no PING. grpc-go waits for the PING alone."""
+HTTP1_METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ")
+NOT_HTTP2: Final = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b\n"
 NOT_GRPC: Final = b"This port speaks gRPC: the endpoint picker's ext_proc service, and health where it is asked for.\n"
 NOT_GRPC_HEAD: Final = frames.header_block(
     (b":status", b"415"), (b"content-type", b"text/plain"), (b"content-length", b"%d" % len(NOT_GRPC))
@@ -102,7 +104,6 @@ class ServerConnection:
         """Highest stream that we take, once GOAWAY has told."""
         self.is_closed = False
         """Write `output`, then close the socket."""
-        self._greet()
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else "draining" if self._drain is not None else "open"
@@ -179,8 +180,8 @@ class ServerConnection:
         """Ask the peer for no more streams; those that it opens before it can know are still taken."""
         if self._drain is None and not self.is_closed:
             self._drain = now + DRAIN_ROUND
-            self._out.write(frames.goaway(LARGEST_WINDOW, Code.NO_ERROR, b"draining"))
-            self._out.write(frames.ping(DRAIN_PING, ack=False))
+            if self._is_greeted:
+                self._announce_drain()
 
     def close(self, why: str = "the endpoint picker stops", code: Code = Code.NO_ERROR) -> list[Event]:
         """End it now, whatever is open."""
@@ -227,8 +228,11 @@ class ServerConnection:
     def _read_preface(self, data: bytes) -> bool:
         """Whether it is whole. Raises ConnectionFault as soon as it cannot become one."""
         if data[: len(frames.PREFACE)] != frames.PREFACE[: len(data)]:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "not HTTP/2: use a client with prior knowledge of it, or TLS")
-        self._is_greeted = len(data) >= len(frames.PREFACE)
+            code = Code.HTTP_1_1_REQUIRED if _speaks_http1(data) else Code.PROTOCOL_ERROR
+            raise ConnectionFault(code, "this port speaks HTTP/2, and gRPC on it")
+        if len(data) >= len(frames.PREFACE):
+            self._is_greeted = True
+            self._greet()
         return self._is_greeted
 
     def _data(self, number: int, flags: int, data: bytes, start: int, stop: int) -> None:
@@ -403,6 +407,7 @@ class ServerConnection:
         stream = Stream(self._limits.stream_window, self._out.initial_window, head, now)
         stream.is_open = not block.ends_stream
         self._streams[number] = stream
+        self._pace.opened += 1
         self._awaited[number] = now + self._limits.message_timeout
         if not head.is_grpc:
             stream.is_call = False
@@ -432,7 +437,7 @@ class ServerConnection:
         self._drop(number, stream)
 
     def _window_update(self, number: int, payload: bytes) -> None:
-        self._pace.control_frame(self._out.sent)
+        self._pace.window_update(self._out.sent)
         if len(payload) != 4:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong size")
         increment = frames.U32.unpack(payload)[0] & LARGEST_WINDOW
@@ -616,8 +621,12 @@ class ServerConnection:
         """End the connection."""
         if fault.limit:
             self._breaches[fault.limit] += 1
-        last = self._last_stream if self._last_taken is None else self._last_taken  # it may not grow (section 6.8)
-        self._out.write(frames.goaway(last, fault.code, str(fault).encode(errors="replace")[:DEBUG_BYTES]))
+        why = str(fault).encode(errors="replace")[:DEBUG_BYTES]
+        if self._is_greeted:
+            last = self._last_stream if self._last_taken is None else self._last_taken  # it may not grow (section 6.8)
+            self._out.write(frames.goaway(last, fault.code, why))
+        elif fault.code in (Code.HTTP_1_1_REQUIRED, Code.INADEQUATE_SECURITY):  # it speaks HTTP/1 (section 3.4)
+            self._out.write(NOT_HTTP2 % (len(why) + 1, why))
         self.is_closed = True
         self._lose_all()
 
@@ -699,7 +708,8 @@ class ServerConnection:
         """The second half of draining (section 6.8): the peer knows, so the last stream is known too."""
         if self._last_taken is None:
             self._last_taken = self._last_stream
-            self._out.write(frames.goaway(self._last_stream, Code.NO_ERROR, b"draining"))
+            if self._is_greeted:
+                self._out.write(frames.goaway(self._last_stream, Code.NO_ERROR, b"draining"))
 
     # -- small ones ----------------------------------------------------------------------------------------------
 
@@ -732,6 +742,12 @@ class ServerConnection:
         self._out.write(frames.settings(values))
         if limits.connection_window > frames.DEFAULT_WINDOW:
             self._out.write(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
+        if self._drain is not None:
+            self._announce_drain()
+
+    def _announce_drain(self) -> None:
+        self._out.write(frames.goaway(LARGEST_WINDOW, Code.NO_ERROR, b"draining"))
+        self._out.write(frames.ping(DRAIN_PING, ack=False))
 
     def _answer_plainly(self, number: int, stream: Stream) -> None:
         """Tell somebody who speaks no gRPC: a person with curl, or a misconfigured gateway."""
@@ -756,6 +772,11 @@ class _Block:
         self.data = data
         self.began = now
         self.pieces = 0
+
+
+def _speaks_http1(data: bytes) -> bool:
+    """Whether it begins as a request of HTTP/1 does, as far as there is anything of it."""
+    return any(data.startswith(method) or method.startswith(data) for method in HTTP1_METHODS)
 
 
 def _unpadded(data: bytes, start: int, stop: int) -> tuple[int, int]:

@@ -132,7 +132,7 @@ class Peer(asyncio.Protocol):
         self._port.joined(self)
         secured: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if secured is not None and secured.selected_alpn_protocol() != "h2":
-            self._connection.close("TLS without ALPN h2", Code.INADEQUATE_SECURITY)
+            self._connection.close("TLS without ALPN h2: this port speaks HTTP/2", Code.INADEQUATE_SECURITY)
         self._write()
 
     def data_received(self, data: bytes) -> None:
