@@ -1,9 +1,10 @@
 # What there is to do here. `make demo` and `make test` set up what they need.
 PYTHON ?= python3
+FUZZ_SECONDS ?= 600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup tools demo test test-slow soak fuzz check fix bench docs protos lock
+.PHONY: setup tools demo test test-slow soak fuzz fuzz-short fuzzer check fix bench docs protos lock
 
 setup: .venv/.installed
 
@@ -20,6 +21,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+# h2spec and a grpc-go client for tests/interop; needs Go. Without them those tests are skipped.
+tools: setup
+	$(BIN)/python -m scripts.tools
+
 # A minute of load and faults, and a minute of every property with more examples.
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 300 $(ARGS)
@@ -29,18 +34,24 @@ test-slow: setup
 soak: setup
 	EPP_SOAK_SECONDS=600 $(BIN)/python -m pytest -m slow --timeout 1200 tests/slow/test_soak.py $(ARGS)
 
-# Ten minutes of coverage-guided fuzzing of our own HTTP/2, and as long as it takes of every property.
-fuzz: setup
-	$(PIP) install atheris==3.0.0
+# Our own HTTP/2 under a coverage-guided fuzzer for ten minutes and more, and every property for as long as it takes.
+fuzz: fuzzer
 	$(BIN)/python -m fuzz.http2 connection -max_total_time=$(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.http2 heads -max_total_time=$(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.http2 messages -max_total_time=$(FUZZ_SECONDS)
 	EPP_EXAMPLES=20000 $(BIN)/python -m pytest -m "hypothesis and not slow" --timeout 7200 $(ARGS)
 
+fuzz-short: fuzzer
+	$(BIN)/python -m fuzz.http2 short
+
+# Not in the lock: it has wheels for few platforms, and nothing else needs it.
+fuzzer: setup
+	$(PIP) install atheris==3.0.0
+
 check: setup docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy epp tests bench scripts
+	$(BIN)/mypy epp tests bench scripts fuzz
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m scripts.protos --check
 	$(BIN)/python -m scripts.lock --check
@@ -49,8 +60,16 @@ fix: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Twelve minutes. Each program alone: `.venv/bin/python -m bench.request --rows light,duplex`; docs/performance.md.
 bench: setup
-	$(BIN)/python -m bench.request $(ARGS)
+	$(BIN)/python -m bench.request
+	$(BIN)/python -m bench.fleet --subjects wire
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.decision
+	$(BIN)/python -m bench.prompt
+	$(BIN)/python -m bench.metrics
+	$(BIN)/python -m bench.http2
+	$(BIN)/python -m bench.scrape
 
 docs: setup
 	$(BIN)/python -m scripts.links

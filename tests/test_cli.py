@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from epp.errors import ConfigError
+from epp.extproc.http2.faults import ConnectionLimits
+from epp.extproc.transport.tls import cipher_suites, least_version
 from epp.flags import REMOVED, WITHOUT_EFFECT, ServeFlags, normalised
 from epp.server import read_config, read_settings
 
@@ -112,6 +117,49 @@ def test_every_flag_is_in_the_documentation() -> None:
     names = [field.name for field in dataclasses.fields(ServeFlags)] + list(REMOVED)
     assert [name for name in names if f"`--{name.replace('_', '-')}`" not in page and name != "v"] == []
     assert "`-v`" in page
+
+
+def test_every_limit_of_a_connection_is_in_the_documentation_with_its_default() -> None:
+    page = (ROOT / "docs" / "serve.md").read_text()
+    told = dict(re.findall(r"^\| `([a-z-]+)` \| ([\w.]+)", page, re.M))
+    derived = {"max_message_bytes": "2"}
+    for field in msgspec.structs.fields(ConnectionLimits):
+        seconds = f"{field.default:g}s" if field.type is float else str(field.default)
+        assert told[field.name.replace("_", "-")] == derived.get(field.name, seconds)
+
+
+def test_limits_of_a_connection_are_read_from_flags() -> None:
+    given = ("max-streams=2k", "keepalive=1m", "stream-window=1Mi")
+    limits = read_settings(ServeFlags(http2_limit=given, grpc_max_recv_msg_size="64Mi")).http2
+    assert (limits.max_streams, limits.keepalive, limits.stream_window) == (2000, 60.0, 1 << 20)
+    assert (limits.max_message_bytes, limits.max_queued_bytes) == (64 << 20, 128 << 20)
+    for wrong, words in (
+        ("streams=1", "a name of max-streams"),
+        ("keepalive=1", "duration"),
+        ("stream-window=1", "65535"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read_settings(ServeFlags(http2_limit=(wrong,)))
+
+
+def test_tls_versions_and_ciphers_are_read_by_their_go_names() -> None:
+    assert least_version("") is ssl.TLSVersion.TLSv1_2
+    assert least_version("VersionTLS13") is ssl.TLSVersion.TLSv1_3
+    names = ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_AES_128_GCM_SHA256")
+    assert cipher_suites(names) == ("ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305")
+    for refused in ("VersionTLS11", "TLSv1.2"):
+        with pytest.raises(ConfigError, match="VersionTLS12 or VersionTLS13"):
+            least_version(refused)
+    with pytest.raises(ConfigError, match="HTTP/2 takes"):
+        cipher_suites(("TLS_RSA_WITH_AES_128_CBC_SHA",))  # forbidden by RFC 9113, appendix A
+
+
+def test_flags_of_the_other_transport_are_warned_about() -> None:
+    (warning,) = ServeFlags(transport="grpcio", tls_min_version="VersionTLS13").without_effect()
+    assert warning.startswith("--tls-min-version has no effect: grpcio")
+    assert list(ServeFlags(tls_min_version="VersionTLS13").without_effect()) == []
+    (warning,) = ServeFlags(grpc_max_send_msg_size="1Mi").without_effect()
+    assert warning.startswith("--grpc-max-send-msg-size has no effect")
 
 
 def test_settings_are_read_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
