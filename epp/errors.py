@@ -62,6 +62,17 @@ class NoEndpoint(Refusal):
         super().__init__(message, retry_after=retry_after)
 
 
+class Saturated(Refusal):
+    """The servers are full, and the request's priority is below 0."""
+
+    status = 429
+    code = "ResourceExhausted"
+    reason = "rejected-saturated"
+
+    def __init__(self, message: str, *, retry_after: float | None = 1.0) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
 class DecisionTimeout(Refusal):
     """No decision was reached before the exchange's deadline."""
 

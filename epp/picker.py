@@ -5,6 +5,9 @@ share of the endpoint's counts until `finish`.
 Rules here:
 - A decision is one synchronous call; it reads columns and changes nothing until it is made.
 - Every ticket is finished exactly once, by whoever got it; that is what counts a request out.
+- What the operator says of requests (`policies`) is one value; who watches for changes puts a new one in its place.
+- Guards come before admission: an empty pool or subset is 503 whatever the priority, and only then may a request be
+  refused because what is left for it is full.
 - Who watches (`Observer`) sees everything and changes nothing.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from random import Random
 from typing import Protocol
 
 import msgspec
@@ -25,6 +29,9 @@ from epp.endpoints.slowstart import anyone_new, slow_start
 from epp.endpoints.subset import in_subset
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Hold
 from epp.errors import NoEndpoint, Refusal
+from epp.flow.admission import admit
+from epp.flow.policies import NO_POLICIES, Rule, apply
+from epp.flow.saturation import Detector, Saturation, Utilization
 from epp.headers import Headers, first
 from epp.scheduling.decision import Decision, Exclusion
 from epp.scheduling.scheduler import Scheduler
@@ -59,6 +66,8 @@ class Ticket:
         "request",
         "response_bytes",
         "response_started_at",
+        "rule",
+        "saturation",
         "seen",
         "started_at",
         "status",
@@ -73,6 +82,8 @@ class Ticket:
         hold: Hold,
         started_at: float,
         decided_at: float,
+        rule: Rule | None = None,
+        saturation: Saturation | None = None,
     ) -> None:
         self.request = request
         """What was asked, without its body: a ticket lives as long as the answer takes."""
@@ -84,6 +95,10 @@ class Ticket:
         self.started_at = started_at
         """When the request's headers came."""
         self.decided_at = decided_at
+        self.rule = rule
+        """The one that chose the target model; None: none did."""
+        self.saturation = saturation
+        """How full its candidates were; None: nobody asked, for nothing depended on it."""
         self.response_started_at: float | None = None
         self.first_byte_at: float | None = None
         """First byte of a response body, where bodies are seen."""
@@ -132,6 +147,11 @@ class Record(msgspec.Struct, frozen=True):
     model: str
     target_model: str
     decision: Decision
+    priority: int
+    objective: str
+    """As the client named it; priority says what came of it."""
+    rule: Rule | None
+    saturation: Saturation | None
 
 
 class PickerOptions(msgspec.Struct, frozen=True):
@@ -145,6 +165,8 @@ class PickerOptions(msgspec.Struct, frozen=True):
     """Tell the proxy each endpoint's total score, as dynamic metadata (`--emit-endpoint-scores`)."""
     records: int = 256
     """Decisions kept for /debug/decisions, at least 1."""
+    detector: Detector = Utilization()
+    """When requests below priority 0 are refused."""
 
 
 class Picker:
@@ -158,18 +180,22 @@ class Picker:
         observer: Observer,
         stopwatch: Callable[[], float],
         options: PickerOptions,
+        rng: Random | None = None,
     ) -> None:
         """
         Args:
             stopwatch: seconds, to say what a decision cost; it never influences one.
+            rng: what the targets of rewrites are drawn by; None: by a seed of 0.
         """
         self.table = table
+        self.policies = NO_POLICIES
         self.observer = observer
         self.records: deque[Record] = deque(maxlen=options.records)
         self._scheduler = scheduler
         self._ejection = ejection
         self._stopwatch = stopwatch
         self._options = options
+        self._rng = Random(0) if rng is None else rng
 
     def decide(
         self, request: Request, subset: tuple[str, ...] | None, started_at: float, now: float
@@ -180,18 +206,27 @@ class Picker:
             The ticket, and the body to send instead of the client's; None: the client's.
 
         Raises:
-            Refusal: NoEndpoint, or what a plugin refuses with.
+            Refusal: NoEndpoint, Saturated, or what a plugin refuses with.
         """
         began = self._stopwatch()
-        request.target_model = request.rewrite or request.model
+        rule = saturation = None
+        if self.policies is NO_POLICIES:  # without Kubernetes always; saves 0.3 us
+            request.target_model = request.rewrite or request.model
+        else:
+            rule = apply(self.policies, request, self._rng)
         candidates, exclusions = self._guard(self.table.candidates(now), subset, now)
+        if request.priority < 0:
+            saturation = admit(request, candidates, self._options.detector)
         decision = self._scheduler.schedule(request, candidates, exclusions)
+        if self._options.detector.weighs:
+            decision.prompt_tokens = decision.prompt_tokens or float(request.tokens)
         body = None if request.target_model == request.model else dialects.rename(request, request.target_model)
         hold = self.table.admit(decision.first, max(0.0, decision.prompt_tokens - decision.matched_tokens))
         try:
-            ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now)
+            ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now, rule, saturation)
             decision.cost_us = (self._stopwatch() - began) * 1e6
-            self._remember(Record(now, request.request_id, request.model, request.target_model, decision))
+            asked = (request.request_id, request.model, request.target_model)
+            self._remember(Record(now, *asked, decision, request.priority, request.objective, rule, saturation))
             self.observer.decided(ticket)
         except BaseException:
             self.table.release(hold)  # without a ticket nobody else would

@@ -6,8 +6,10 @@ from collections.abc import Collection
 from random import Random
 
 from epp.config.document import ConfigErrors
-from epp.config.schema import Config, Declared
+from epp.config.schema import Config, Declared, UtilizationDetector
+from epp.config.units import parse_duration
 from epp.errors import ConfigError
+from epp.flow.saturation import Concurrency, Counted, Detector, Utilization
 from epp.scheduling.plugin import SIGNALS, Context, Filter, Instance, Picker, Producer, Scorer
 from epp.scheduling.profile import Profile
 from epp.scheduling.scheduler import Scheduler
@@ -51,3 +53,12 @@ def build(config: Config, rng: Random, signals: Collection[str] = SIGNALS) -> Sc
     scorers = [(instance, weight) for instance, weight in instances if isinstance(instance, Scorer)]
     (picker,) = [instance for instance, _ in instances if isinstance(instance, Picker)]
     return Scheduler(Profile(profile.name, filters, scorers, picker), list(producers.values()), rng)
+
+
+def detector(config: Config) -> Detector:
+    """What says whether the pool is saturated: for `PickerOptions.detector`."""
+    params = config.detector
+    if isinstance(params, UtilizationDetector):
+        staleness = parse_duration(params.metrics_staleness_threshold)
+        return Utilization(params.queue_depth_threshold, params.kv_cache_util_threshold, staleness)
+    return Concurrency(Counted(params.concurrency_mode), params.max_concurrency, params.max_token_concurrency)

@@ -28,10 +28,12 @@ from epp.config.schema import (
     OTHER_TYPES,
     Config,
     Declared,
+    DetectorParams,
     FileDiscovery,
     Parser,
     ProfileConfig,
     Reference,
+    UtilizationDetector,
 )
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import Catalogue, catalogue
@@ -39,9 +41,34 @@ from epp.scheduling.plugin import DEFAULT_PRODUCER, PREFIX_MATCH, Filter, Instan
 
 DEFAULT_SCORERS: Final = (("queue-scorer", 2.0), ("kv-cache-utilization-scorer", 2.0), ("prefix-cache-scorer", 3.0))
 DEFAULT_PICKER: Final = "max-score-picker"
+DEFAULT_DETECTOR: Final = "utilization-detector"
+DETECTORS: Final = "type utilization-detector or concurrency-detector"
+IN_LINE: Final = ("queueDepthThreshold", "kvCacheUtilThreshold", "metricsStalenessThreshold")
+"""Fields of `saturationDetector` before it referred to a plugin."""
 
-NOT_YET: Final = ("flowControl", "requestHandler", "saturationDetector", "parser")
+SECTIONS: Final = (
+    "apiVersion",
+    "kind",
+    "featureGates",
+    "plugins",
+    "schedulingProfiles",
+    "dataLayer",
+    "flowControl",
+    "saturationDetector",
+)
+NOT_YET: Final = ("requestHandler", "parser")
 """Sections that are accepted and not read."""
+NOT_YET_IN_FLOW_CONTROL: Final = (
+    "maxBytes",
+    "maxRequests",
+    "defaultRequestTTL",
+    "noEndpointRequestTTL",
+    "defaultPriorityBand",
+    "defaultNegativePriorityBand",
+    "priorityBands",
+    "usageLimitPolicyPluginRef",
+    "enableEviction",
+)
 NOT_YET_IN_DATA_LAYER: Final = ("peerDiscovery", "crossReplicaSyncerPluginRef", "crossReplicaSyncInterval")
 
 Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
@@ -98,16 +125,16 @@ class _Reading:
         discovery = self._data_layer(top.get("dataLayer"))
         used = {reference.name for profile in profiles for reference in profile.plugins}
         used |= {self._producer(self.declared[name]) for name in used if self._needs_prefix(name)}
-        self._unused(used, discovery)
+        detector = self._saturation(top.get("flowControl"), top.get("saturationDetector"))
+        self._unused(used, discovery, detector)
         plugins = {name: each for name, each in self.declared.items() if each.plugin is None or name in used}
-        return Config(plugins, profiles, discovery, tuple(self.warnings))
+        return Config(plugins, profiles, discovery, detector, tuple(self.warnings))
 
     def _top(self) -> dict[str, At]:
         root = self.document.root
         if root is None:
             return {}
-        known = ("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", *NOT_YET)
-        top = self.document.fields(root, known)
+        top = self.document.fields(root, (*SECTIONS, *NOT_YET))
         if top is None:
             return {}
         for name, expected in (("apiVersion", (API_VERSION, LEGACY_API_VERSION)), ("kind", (KIND,))):
@@ -256,10 +283,56 @@ class _Reading:
         self.document.complain(at, f"{name} discovers no endpoints: refer to a plugin of type file-discovery")
         return None
 
+    # -- saturation ----------------------------------------------------------------------------------------------
+
+    def _saturation(self, flow: At | None, old: At | None) -> DetectorParams:
+        """The detector that flowControl.saturationDetector names, or the older section of its own, or the default."""
+        at = self._flow_control(flow)
+        if old is not None:
+            self.warnings.append(f"{old.path} is deprecated: write flowControl.saturationDetector.pluginRef")
+            if at is None:
+                return self._old_detector(old)
+            self.document.complain(old, "flowControl.saturationDetector is given too: keep that one")
+        return self._detector(at, self.document.fields(at, ("pluginRef",)) if at else {})
+
+    def _flow_control(self, at: At | None) -> At | None:
+        known = ("saturationDetector", *NOT_YET_IN_FLOW_CONTROL)
+        fields = (self.document.fields(at, known) if at else None) or {}
+        self.warnings += [f"flowControl.{name} has no effect yet" for name in NOT_YET_IN_FLOW_CONTROL if name in fields]
+        return fields.get("saturationDetector")
+
+    def _old_detector(self, at: At) -> DetectorParams:
+        """It referred to a plugin, or held the thresholds itself."""
+        before = len(self.document.errors)
+        fields = self.document.fields(at, ("pluginRef", *IN_LINE))
+        if len(self.document.errors) > before or fields is None:
+            return UtilizationDetector()
+        if fields and "pluginRef" not in fields:
+            return self.document.params(at, UtilizationDetector, at)[0] or UtilizationDetector()
+        for name in fields.keys() - {"pluginRef"}:
+            self.document.complain(fields[name], "this is a parameter of the plugin that pluginRef names")
+        return self._detector(at, fields)
+
+    def _detector(self, at: At | None, fields: dict[str, At] | None) -> DetectorParams:
+        """The parameters of the plugin that `pluginRef` names; the default one need not be declared."""
+        name = self._resolved(at, fields, DEFAULT_DETECTOR) if at and fields else DEFAULT_DETECTOR
+        declared = self.declared.get(name or "")
+        if declared is None:
+            return UtilizationDetector()
+        if isinstance(declared.params, DetectorParams):
+            return declared.params
+        place = self.document.place(at) if at and fields else declared.place
+        self.document.errors.append(place.error(f"{name} is no saturation detector: refer to one of {DETECTORS}"))
+        return UtilizationDetector()
+
     # -- names ---------------------------------------------------------------------------------------------------
 
-    def _resolved(self, owner: At, fields: dict[str, At] | None) -> str | None:
-        """The plugin that `pluginRef` names; None: reported. No fields: they were reported."""
+    def _resolved(self, owner: At, fields: dict[str, At] | None, given: str = "") -> str | None:
+        """The plugin that `pluginRef` names; None: reported. No fields: they were reported.
+
+        Args:
+            given: a name that need not be declared.
+        """
         if fields is None:
             return None
         if "pluginRef" not in fields:
@@ -267,7 +340,7 @@ class _Reading:
             return None
         at = fields["pluginRef"]
         name = self.document.text(at)
-        if name is None or name in self.declared:
+        if name is None or name == given or name in self.declared:
             return name
         if name not in self.broken:
             self.document.complain(at, f"no plugin is named {name}{did_you_mean(name, self.declared)}: declare it")
@@ -290,12 +363,14 @@ class _Reading:
             self.document.errors.append(declared.place.error(message))
         return name
 
-    def _unused(self, used: Collection[str], discovery: FileDiscovery | None) -> None:
+    def _unused(self, used: Collection[str], discovery: FileDiscovery | None, detector: DetectorParams) -> None:
         for name, declared in self.declared.items():
             if isinstance(declared.params, Parser):
                 why = "every dialect is always understood, by its path"
             elif isinstance(declared.params, FileDiscovery) and declared.params is not discovery:
                 why = "dataLayer.discovery does not refer to it"
+            elif isinstance(declared.params, DetectorParams) and declared.params is not detector:
+                why = "flowControl.saturationDetector does not refer to it"
             elif declared.plugin is not None and name not in used:
                 why = "no profile uses it"
             else:

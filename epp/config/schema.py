@@ -8,16 +8,21 @@ Source: llm-d router, EndpointPickerConfig v1alpha1.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from epp.config.document import Place
+from epp.config.units import parse_duration
 from epp.scheduling.plugin import Instance, NoParams, Params, Plugin
 
 API_VERSION: Final = "llm-d.ai/v1alpha1"
 LEGACY_API_VERSION: Final = "inference.networking.x-k8s.io/v1alpha1"
 KIND: Final = "EndpointPickerConfig"
+
+
+Headroom = Annotated[float, Meta(ge=0)]
 
 
 class FileDiscovery(Params, frozen=True):
@@ -56,6 +61,50 @@ class CoreMetrics(Params, frozen=True):
         return dict.fromkeys(_changed(self, given), "it is not supported yet")
 
 
+class UtilizationDetector(Params, frozen=True):
+    """`utilization-detector`: full by what the servers' pages say."""
+
+    queue_depth_threshold: Annotated[int, Meta(gt=0)] = 5
+    """Waiting requests at which an endpoint is full."""
+    kv_cache_util_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """Share of the KV cache in use at which it is."""
+    metrics_staleness_threshold: str = "200ms"
+    """Age of a page from which on an endpoint counts as full."""
+    headroom: Headroom = 0.0
+    """Only for the detector as a filter."""
+
+    def __post_init__(self) -> None:
+        if not parse_duration(self.metrics_staleness_threshold):
+            raise ValueError("metricsStalenessThreshold must be longer than 0: every endpoint would count as full")
+
+    def idle(self, given: Collection[str]) -> dict[str, str]:
+        return _no_filter(self, given)
+
+
+class ConcurrencyDetector(Params, frozen=True):
+    """`concurrency-detector`: full by what was sent and has not ended."""
+
+    max_concurrency: Annotated[int, Meta(gt=0)] = 100
+    """Requests in flight at which an endpoint is full."""
+    max_token_concurrency: Annotated[int, Meta(gt=0)] = 1_000_000
+    """Prompt tokens in flight at which it is."""
+    concurrency_mode: Literal["requests", "tokens", "hybrid"] = "requests"
+    """Which of the two counts; hybrid: whichever is fuller."""
+    headroom: Headroom = 0.0
+    """Only for the detector as a filter."""
+    in_flight_load_producer_name: str = ""
+    """Who counts. We count what we send, whatever is written here."""
+
+    def idle(self, given: Collection[str]) -> dict[str, str]:
+        idle = _no_filter(self, given)
+        if "inFlightLoadProducerName" in _changed(self, given):
+            idle["inFlightLoadProducerName"] = "the picker counts what it sends"
+        return idle
+
+
+DetectorParams = UtilizationDetector | ConcurrencyDetector
+
+
 class Parser(NoParams, frozen=True):
     """Which bodies are understood. Ours are chosen by path, all of them, always."""
 
@@ -65,6 +114,8 @@ OTHER_TYPES: Final[Mapping[str, type[Params]]] = {
     "single-profile-handler": NoParams,
     "metrics-data-source": MetricsSource,
     "core-metrics-extractor": CoreMetrics,
+    "utilization-detector": UtilizationDetector,
+    "concurrency-detector": ConcurrencyDetector,
     "openai-parser": Parser,
     "anthropic-parser": Parser,
     "vllmhttp-parser": Parser,
@@ -112,8 +163,14 @@ class Config(msgspec.Struct, frozen=True):
     """Exactly one, until there is a handler that chooses between several."""
     discovery: FileDiscovery | None = None
     """None: endpoints come from Kubernetes."""
+    detector: DetectorParams = UtilizationDetector()
+    """What says whether the pool is saturated."""
     warnings: tuple[str, ...] = ()
     """For the operator, at start: what was accepted and has no effect."""
+
+
+def _no_filter(params: DetectorParams, given: Collection[str]) -> dict[str, str]:
+    return {"headroom": "a detector is no filter here yet"} if "headroom" in _changed(params, given) else {}
 
 
 def _changed(params: Params, given: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "time", "model", "target_model", "profile", "endpoints", "candidates", "scorers", "matched_tokens", "prompt_tokens", "ties", "cost_us")
+    __slots__ = ("request_id", "time", "model", "target_model", "profile", "endpoints", "candidates", "scorers", "matched_tokens", "prompt_tokens", "ties", "cost_us", "priority", "objective", "rule", "saturation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,10 @@ class Decision(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TIES_FIELD_NUMBER: _ClassVar[int]
     COST_US_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    SATURATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     time: float
     model: str
@@ -32,7 +36,21 @@ class Decision(_message.Message):
     prompt_tokens: float
     ties: int
     cost_us: float
-    def __init__(self, request_id: _Optional[str] = ..., time: _Optional[float] = ..., model: _Optional[str] = ..., target_model: _Optional[str] = ..., profile: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., scorers: _Optional[_Iterable[_Union[Scorer, _Mapping]]] = ..., matched_tokens: _Optional[float] = ..., prompt_tokens: _Optional[float] = ..., ties: _Optional[int] = ..., cost_us: _Optional[float] = ...) -> None: ...
+    priority: int
+    objective: str
+    rule: str
+    saturation: Saturation
+    def __init__(self, request_id: _Optional[str] = ..., time: _Optional[float] = ..., model: _Optional[str] = ..., target_model: _Optional[str] = ..., profile: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., scorers: _Optional[_Iterable[_Union[Scorer, _Mapping]]] = ..., matched_tokens: _Optional[float] = ..., prompt_tokens: _Optional[float] = ..., ties: _Optional[int] = ..., cost_us: _Optional[float] = ..., priority: _Optional[int] = ..., objective: _Optional[str] = ..., rule: _Optional[str] = ..., saturation: _Optional[_Union[Saturation, _Mapping]] = ...) -> None: ...
+
+class Saturation(_message.Message):
+    __slots__ = ("value", "endpoints", "unknown")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    endpoints: int
+    unknown: int
+    def __init__(self, value: _Optional[float] = ..., endpoints: _Optional[int] = ..., unknown: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("address", "name", "page_age", "excluded_by", "unknown", "total")

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from epp.endpoints.ejection import Ejection
 from epp.endpoints.table import FACTS, GAUGES, EndpointTable
 from epp.picker import Picker
@@ -30,6 +32,10 @@ def decisions(picker: Picker, n: int, wall_offset: float) -> Iterator[dict[str, 
             "time": record.at + wall_offset,
             "model": record.model,
             "target_model": record.target_model,
+            "priority": record.priority,
+            "objective": record.objective,
+            "rule": "" if record.rule is None else record.rule.source,
+            **({} if record.saturation is None else {"saturation": msgspec.structs.asdict(record.saturation)}),
             **record.decision.render(),
         }
 

@@ -8,12 +8,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from epp.config.build import build
+from epp.config.build import build, detector
 from epp.config.document import ConfigErrors
 from epp.config.load import load, load_file
 from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Page
 from epp.errors import ConfigError
+from epp.flow.saturation import Concurrency, Counted, Utilization
 from epp.scheduling.catalogue import catalogue
 from epp.scheduling.plugin import SIGNALS, Context, NoParams, Scores, scorer
 from tests.scheduling.builders import ask, pool
@@ -102,3 +103,18 @@ def test_a_plugin_that_needs_what_nobody_provides_is_refused_with_its_place() ->
     ]
     good = load(HEAD + "plugins:\n- type: gpu-scorer", "epp.yaml", catalogue([gpu]))
     build(good, Random(0), SIGNALS | {"gpu_use"})
+
+
+def test_the_detector_has_the_operators_thresholds_in_seconds_and_shares() -> None:
+    assert detector(load("")) == Utilization(queue_depth=5, kv_usage=0.8, staleness=0.2)
+    thresholds = "{queueDepthThreshold: 3, kvCacheUtilThreshold: 1, metricsStalenessThreshold: 1.5s}"
+    config = load(HEAD + f"plugins: [{{type: utilization-detector, parameters: {thresholds}}}]")
+    assert detector(config) == Utilization(queue_depth=3, kv_usage=1.0, staleness=1.5)
+    counting = (
+        "plugins: [{type: concurrency-detector}]\nflowControl: {saturationDetector: {pluginRef: concurrency-detector}}"
+    )
+    assert detector(load(HEAD + counting)) == Concurrency(Counted.REQUESTS, 100, 1_000_000)
+    tokens = counting.replace(
+        "-detector}]", "-detector, parameters: {concurrencyMode: tokens, maxTokenConcurrency: 7}}]"
+    )
+    assert detector(load(HEAD + tokens)) == Concurrency(Counted.TOKENS, 100, 7)

@@ -308,7 +308,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
         ),
         (HEAD + "featureGates: [flowControl]", "featureGates[0]: the feature gate flowControl has no effect yet"),
         (HEAD + "featureGates: [dataLayer=true]", "featureGates[0]: the feature gate dataLayer has no effect yet"),
-        (HEAD + "flowControl: {maxBytes: 1Gi}", "flowControl has no effect yet: it is not read"),
+        (HEAD + "flowControl: {maxBytes: 1Gi}", "flowControl.maxBytes has no effect yet"),
         (HEAD + "dataLayer: {injectDefaults: false}", "dataLayer.injectDefaults has no effect: metrics pages are"),
         (HEAD + "dataLayer: {crossReplicaSyncInterval: 1s}", "dataLayer.crossReplicaSyncInterval has no effect yet"),
         (
