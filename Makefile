@@ -4,7 +4,7 @@ FUZZ_SECONDS ?= 600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup tools demo test test-slow soak fuzz fuzz-short fuzzer check fix bench docs protos lock
+.PHONY: setup tools kube demo test test-slow soak fuzz fuzz-short fuzzer check fix bench docs protos lock
 
 setup: .venv/.installed
 
@@ -24,6 +24,10 @@ test: setup
 # h2spec and a grpc-go client for tests/interop; needs Go. Without them those tests are skipped.
 tools: setup
 	$(BIN)/python -m scripts.tools
+
+# A real kube-apiserver for tests/kube; needs Go, and seven minutes the first time. etcd comes from the system.
+kube: setup
+	$(BIN)/python -m scripts.kube
 
 # A minute of load and faults, and a minute of every property with more examples.
 test-slow: setup

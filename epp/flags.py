@@ -22,9 +22,15 @@ class ServeFlags:
     """Everything that `epp serve` can be told on its command line."""
 
     pool_name: str = ""
-    """Name of the pool; with file discovery it is only a label."""
+    """Name of the InferencePool to serve; with file discovery it is only a label."""
     pool_namespace: str = ""
     """Namespace of the pool; empty: the environment's NAMESPACE, then "default"."""
+    pool_group: str = "inference.networking.k8s.io"
+    """API group of the InferencePool; the older one is inference.networking.x-k8s.io."""
+    endpoint_selector: str = ""
+    """Serve the pods that this label selector selects, without a pool."""
+    endpoint_target_ports: tuple[str, ...] = ()
+    """Their ports, 1 to 8."""
     config_file: str = ""
     """EndpointPickerConfig to read; empty: the default configuration."""
     config_text: str = ""
@@ -45,6 +51,14 @@ class ServeFlags:
     """TLS on the ext_proc port."""
     cert_path: str = ""
     """Folder with tls.crt and tls.key; empty: a self-signed certificate made at start."""
+    enable_cert_reload: bool = False
+    """Take a certificate of --cert-path, and the client CA, anew when they change."""
+    client_ca_file: str = ""
+    """PEM file: only clients with a certificate of its authorities may use the ext_proc port. Ours."""
+    metrics_cert_dir: str = ""
+    """Folder with tls.crt and tls.key: TLS on the metrics port; empty: plaintext."""
+    metrics_client_ca_file: str = ""
+    """PEM file: only clients with a certificate of its authorities may read the metrics port."""
     max_body: str = "32Mi"
     """Largest request body, a quantity; a larger one is refused with 413."""
     grpc_max_recv_msg_size: str = ""
@@ -75,15 +89,9 @@ class ServeFlags:
     """Verbosity of the log: 0 warnings, 1 to 3 information, 4 and more debugging."""
 
     # Accepted so that existing manifests start; WITHOUT_EFFECT says what is to be known.
-    pool_group: str | None = None
-    endpoint_selector: str | None = None
-    endpoint_target_ports: tuple[str, ...] | None = None
     allow_experimental_plugins: bool | None = None
     refresh_prometheus_metrics_interval: str | None = None
-    enable_cert_reload: bool | None = None
     metrics_endpoint_auth: bool | None = None
-    metrics_cert_dir: str | None = None
-    metrics_client_ca_file: str | None = None
     enable_pprof: bool | None = None
     tracing: bool | None = None
     ha_enable_leader_election: bool | None = None
@@ -101,18 +109,12 @@ class ServeFlags:
 
 
 WITHOUT_EFFECT: Final = {
-    "pool_group": "endpoints come from file discovery",
-    "endpoint_selector": "endpoints come from file discovery",
-    "endpoint_target_ports": "endpoints come from file discovery",
     "allow_experimental_plugins": "no plugin here is experimental",
     "refresh_prometheus_metrics_interval": "pool gauges are computed when /metrics is read",
-    "enable_cert_reload": "restart to take a new certificate",
-    "metrics_endpoint_auth": "/metrics is open; protect the port",
-    "metrics_cert_dir": "/metrics is plaintext; protect the port",
-    "metrics_client_ca_file": "/metrics is plaintext; protect the port",
+    "metrics_endpoint_auth": "anybody may read /metrics; --metrics-client-ca-file lets in only who has a certificate",
     "enable_pprof": "profile with py-spy, which attaches from outside",
     "tracing": "there are no traces yet",
-    "ha_enable_leader_election": "there is no Kubernetes discovery yet, so each replica serves",
+    "ha_enable_leader_election": "there is no leader election yet, so each replica serves",
     "zap_devel": "use --zap-encoder and -v",
     "zap_log_level": "use -v",
     "zap_stacktrace_level": "errors of our own always carry their trace",

@@ -11,19 +11,24 @@ import gc
 import logging
 import os
 import random
+import re
 import signal
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 
 import msgspec
 
-from epp.config.build import build
+from epp.config.build import build, detector
 from epp.config.load import load, load_file
 from epp.config.schema import Config
-from epp.config.schema import FileDiscovery as FileDiscoveryParams
 from epp.config.units import parse_duration, parse_quantity
 from epp.discovery.file import FileDiscovery
+from epp.discovery.kube.discovery import KubeDiscovery
+from epp.discovery.kube.objects import Pool
+from epp.discovery.kube.selector import parse_selector
+from epp.discovery.kube.view import POOLS, NamedPool, SelectedPods
 from epp.endpoints.ejection import Ejection, EjectionParams
 from epp.endpoints.table import EndpointTable
 from epp.errors import ConfigError
@@ -32,13 +37,15 @@ from epp.extproc.exchange import Limits
 from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.transport.grpcio import GrpcioTransport
 from epp.extproc.transport.options import Methods, OpenCall, Tls, Transport
-from epp.extproc.transport.tls import cipher_suites, least_version
+from epp.extproc.transport.tls import RenewableContext, cipher_suites, least_version
 from epp.extproc.transport.wire import WireTransport
 from epp.flags import ServeFlags
+from epp.flow.policies import Policies
 from epp.picker import Picker, PickerOptions
 from epp.scheduling.catalogue import catalogue, installed
 from epp.signals.scrape import Scraper
 from epp.telemetry import log, tls
+from epp.telemetry.eds import Eds
 from epp.telemetry.exposition import Sources, render
 from epp.telemetry.health import Health
 from epp.telemetry.http import MetricsServer, Views
@@ -117,22 +124,55 @@ def read_http2_limits(texts: Iterable[str], max_message_bytes: int) -> Connectio
     return msgspec.convert(chosen, ConnectionLimits)
 
 
-def read_config(flags: ServeFlags) -> tuple[Config, FileDiscoveryParams]:
-    """The EndpointPickerConfig, and where the endpoints come from. Raises ConfigError."""
+def read_port_files(flags: ServeFlags) -> tls.CredentialFiles | None:
+    """Where the certificate of the ext_proc port lies; None: it is plaintext. Raises ConfigError."""
+    if flags.enable_cert_reload and not flags.cert_path:
+        raise ConfigError("--enable-cert-reload needs --cert-path; a certificate made at start never changes")
+    if flags.client_ca_file and not flags.secure_serving:
+        raise ConfigError("--client-ca-file needs TLS; remove it, or --secure-serving=false")
+    return tls.CredentialFiles(flags.cert_path, flags.client_ca_file) if flags.secure_serving else None
+
+
+def read_metrics_files(flags: ServeFlags) -> tls.CredentialFiles | None:
+    """Likewise of the metrics port."""
+    folder, client_ca = flags.metrics_cert_dir, flags.metrics_client_ca_file
+    if client_ca and not folder:
+        raise ConfigError("--metrics-client-ca-file needs --metrics-cert-dir, a folder with tls.crt and tls.key")
+    return tls.CredentialFiles(folder, client_ca, "--metrics-cert-dir", "--metrics-client-ca-file") if folder else None
+
+
+def read_config(flags: ServeFlags) -> Config:
+    """The EndpointPickerConfig. Raises ConfigError."""
     if flags.config_file and flags.config_text:
         raise ConfigError("--config-file and --config-text are both given; keep one")
     plugins = catalogue(installed())
-    config = (
-        load_file(flags.config_file, plugins)
-        if flags.config_file
-        else load(flags.config_text, "--config-text", plugins)
-    )
-    if config.discovery is None:
+    if flags.config_file:
+        return load_file(flags.config_file, plugins)
+    return load(flags.config_text, "--config-text", plugins)
+
+
+def read_scope(flags: ServeFlags) -> NamedPool | SelectedPods:
+    """What to serve of a Kubernetes cluster. Raises ConfigError."""
+    namespace = flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default"
+    if bool(flags.pool_name) == bool(flags.endpoint_selector):
         raise ConfigError(
-            "no source of endpoints: there is no Kubernetes discovery yet, so --pool-name alone finds none; "
-            "configure dataLayer.discovery.pluginRef with a plugin of type file-discovery"
+            "no source of endpoints: give --pool-name or --endpoint-selector, not both, to find them in Kubernetes, "
+            "or configure dataLayer.discovery.pluginRef with a plugin of type file-discovery"
         )
-    return config, config.discovery
+    if flags.pool_name:
+        kinds = {kind.group: (kind,) for kind in POOLS}
+        if flags.pool_group not in kinds:
+            raise ConfigError(f"--pool-group {flags.pool_group!r}: {' or '.join(kinds)} is expected")
+        return NamedPool(namespace, flags.pool_name, kinds[flags.pool_group])
+    ports = tuple(dict.fromkeys(port.strip() for text in flags.endpoint_target_ports for port in text.split(",")))
+    if not 1 <= len(ports) <= 8 or not all(port.isdigit() and 1 <= int(port) <= 65535 for port in ports):
+        raise ConfigError("--endpoint-target-ports: 1 to 8 port numbers are expected with --endpoint-selector")
+    # The reference's pool is then the Deployment, by the name that its pods have in common.
+    deployment = re.fullmatch(r"(.+)-[a-z0-9]+-[a-z0-9]+", os.environ.get("POD_NAME", ""))
+    if deployment is None:
+        raise ConfigError("--endpoint-selector needs the environment's POD_NAME, as a Deployment's pod has it")
+    pool = Pool(parse_selector(flags.endpoint_selector), tuple(map(int, ports)))
+    return SelectedPods(namespace, deployment[1], pool)
 
 
 class Server:
@@ -141,32 +181,53 @@ class Server:
     def __init__(self, flags: ServeFlags) -> None:
         """Build everything; nothing runs yet. Raises ConfigError."""
         settings = self._settings = read_settings(flags)
-        config, source = read_config(flags)
+        config = read_config(flags)
         log.set_up(flags.zap_encoder, flags.v)
         for warning in (*flags.without_effect(), *config.warnings):
             logger.warning(warning)
         now = self._now = time.monotonic
         rng = random.Random(settings.seed)
-        problems = log.Problems(logger)
+        problems = self._problems = log.Problems(logger)
+        self._renewals: list[tls.Renewal] = []
 
         self.metrics = Metrics(problems)
         scheduler = build(config, rng)
         table = self._table = EndpointTable(freshness=settings.freshness, on_forget=scheduler.forget)
         ejection = Ejection(table, EjectionParams())
-        options = PickerOptions(not flags.disable_endpoint_subset_filter, emit_scores=flags.emit_endpoint_scores)
-        picker = self._picker = Picker(table, scheduler, ejection, self.metrics, time.perf_counter, options)
+        options = PickerOptions(
+            not flags.disable_endpoint_subset_filter,
+            emit_scores=flags.emit_endpoint_scores,
+            detector=detector(config),
+        )
+        drawn = random.Random(settings.seed)
+        picker = self._picker = Picker(table, scheduler, ejection, self.metrics, time.perf_counter, options, drawn)
 
-        self._discovery = FileDiscovery(source.path, source.watch_file, table, now)
         spread = random.Random(settings.seed)  # its own, so that scraping changes no decision
         scraper = self._scraper = Scraper(table, spread, interval=settings.scrape_interval, clock=now)
-        self._health = Health()
+        health = self._health = Health()
+        self._discovery: FileDiscovery | KubeDiscovery
+        if config.discovery is not None:
+            self._discovery = FileDiscovery(
+                config.discovery.path, config.discovery.watch_file, table, now, on_sync=health.set_ready
+            )
+        else:
+            self._discovery = KubeDiscovery(
+                read_scope(flags),
+                table,
+                now=now,
+                rng=spread,
+                on_policies=self._take_policies,
+                on_sync=health.set_ready,
+                failed=lambda path, error: problems.tell(path, "the API server: %s: %s", path, error),
+            )
         methods: dict[str, OpenCall] = {
             PROCESS: lambda peer, push, began: Conversation(picker, settings.limits, peer, began)
         }
         if flags.health_checking:
             methods.update(self._health.methods())
         transport = self._transport = self._carrier(flags, methods)
-        self._health_port = self._carrier(flags, self._health.methods())
+        self._eds = Eds(table, problems)
+        self._health_port = self._carrier(flags, {**self._health.methods(), **self._eds.methods()})
         sources = Sources(
             table,
             settings.pool,
@@ -203,20 +264,24 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, stopping)
-        await self._discovery.load_once()
+        await self._discovery.begin()
         await self._open_ports()
         async with asyncio.TaskGroup() as tasks:
             edges = [
                 tasks.create_task(self._keep_running("discovery", self._discovery.run)),
                 tasks.create_task(self._keep_running("scraping", self._scraper.run)),
+                tasks.create_task(self._keep_running("telling Envoy", self._eds.run)),
+                *(tasks.create_task(self._keep_running("certificates", each.run)) for each in self._renewals),
             ]
             _spare_the_collector()
-            self._health.set_ready(True)
             await stopping.wait()
             await self._drain()
             for edge in edges:
                 edge.cancel()
         return 0
+
+    def _take_policies(self, policies: Policies) -> None:
+        self._picker.policies = policies
 
     async def _keep_running(self, what: str, run: Callable[[], Awaitable[None]]) -> None:
         """An edge that fails makes its own values unknown, and nothing else: it begins anew."""
@@ -229,12 +294,9 @@ class Server:
 
     async def _open_ports(self) -> None:
         flags = self._flags
-        metrics_port = await self._metrics_server.start(None, flags.metrics_port)
+        tls_options, metrics_context = self._secured()
+        metrics_port = await self._metrics_server.start(None, flags.metrics_port, metrics_context)
         health_port = await _listen(self._health_port, "grpc-health-port", flags.grpc_health_port)
-        tls_options = None
-        if flags.secure_serving:
-            pair = tls.key_and_certificate(flags.cert_path)
-            tls_options = Tls(*pair, least_version(flags.tls_min_version), cipher_suites(flags.tls_cipher_suites))
         port = await _listen(self._transport, "grpc-port", flags.grpc_port, tls_options)
         logger.info(
             "serving pool %s/%s: ext_proc on port %d (%s, %s), health on %d, metrics on %d, %d endpoints",
@@ -247,6 +309,22 @@ class Server:
             metrics_port,
             len(self._table),
         )
+
+    def _secured(self) -> tuple[Tls | None, RenewableContext | None]:
+        """TLS of the ext_proc port and of the metrics port, and who follows their files. Raises ConfigError."""
+        flags = self._flags
+        options, context = None, None
+        if (page := read_metrics_files(flags)) is not None:
+            follow = tls.Renewal(page, lambda read: renewable.renew(_offered(read)), self._problems)
+            renewable = context = RenewableContext(_offered(page.read()), "http/1.1")
+            self._renewals.append(follow)  # whatever --enable-cert-reload says, as in the reference
+        if (files := read_port_files(flags)) is not None:
+            versions = least_version(flags.tls_min_version), cipher_suites(flags.tls_cipher_suites)
+            follow = tls.Renewal(files, lambda read: self._transport.renew(_offered(read, *versions)), self._problems)
+            options = _offered(files.read(), *versions)
+            if flags.enable_cert_reload:
+                self._renewals.append(follow)
+        return options, context
 
     def _on_signal(self, stopping: asyncio.Event) -> None:
         if stopping.is_set():
@@ -276,6 +354,12 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 1_000)
+
+
+def _offered(
+    read: tls.Credentials, least: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2, ciphers: tuple[str, ...] = ()
+) -> Tls:
+    return Tls(read.key, read.certificate, least, ciphers, read.client_ca)
 
 
 async def _listen(transport: Transport, flag: str, port: int, tls_options: Tls | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import socket
 import ssl
@@ -13,18 +14,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from epp.discovery.kube.objects import Kind
+from epp.discovery.kube.view import NamedPool, SelectedPods
 from epp.errors import ConfigError
 from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.transport.tls import cipher_suites, least_version
 from epp.flags import REMOVED, WITHOUT_EFFECT, ServeFlags, normalised
-from epp.server import read_config, read_settings
+from epp.server import read_config, read_metrics_files, read_port_files, read_scope, read_settings
+from epp.telemetry.tls import CredentialFiles
 
 ROOT = Path(__file__).parents[1]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "epp", *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "epp", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **(environment or {})},
     )
 
 
@@ -48,10 +57,11 @@ def test_a_removed_flag_says_what_to_do(name: str) -> None:
         normalised(["serve", f"--{name}=x"])
 
 
-def test_a_pool_name_without_a_source_of_endpoints_ends_with_2_and_a_clear_word() -> None:
-    ended = run("serve", "--pool-name", "my-pool", "-v=4", "--secure-serving=false")
+@pytest.mark.parametrize(("flags", "told"), [((), "file-discovery"), (("--pool-name", "my-pool"), "KUBECONFIG")])
+def test_without_a_source_of_endpoints_it_ends_with_2_and_a_clear_word(flags: tuple[str, ...], told: str) -> None:
+    ended = run("serve", *flags, "-v=4", "--secure-serving=false", environment={"HOME": "/nowhere", "KUBECONFIG": ""})
     assert ended.returncode == 2
-    assert "file-discovery" in ended.stderr
+    assert told in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -85,15 +95,21 @@ def test_a_mistake_in_the_configuration_has_its_line(tmp_path: Path) -> None:
     assert "did you mean queue-scorer?" in ended.stderr
 
 
-@pytest.mark.parametrize("flag", ["--grpc-port", "--grpc-health-port", "--metrics-port"])
-def test_a_taken_port_is_named(flag: str, tmp_path: Path) -> None:
-    listing, config = tmp_path / "endpoints.yaml", tmp_path / "picker.yaml"
+def file_discovery(folder: Path) -> Path:
+    """A configuration over no endpoint."""
+    listing, config = folder / "endpoints.yaml", folder / "picker.yaml"
     listing.write_text("endpoints: []")
     config.write_text(
         "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
         f"plugins: [{{type: file-discovery, parameters: {{path: {listing}}}}}]\n"
         "dataLayer: {discovery: {pluginRef: file-discovery}}\n"
     )
+    return config
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--grpc-health-port", "--metrics-port"])
+def test_a_taken_port_is_named(flag: str, tmp_path: Path) -> None:
+    config = file_discovery(tmp_path)
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
         ports = dict.fromkeys(("--grpc-port", "--grpc-health-port", "--metrics-port"), 0)
         ports[flag] = taken.getsockname()[1]
@@ -174,14 +190,81 @@ def test_settings_are_read_from_flags_and_environment(monkeypatch: pytest.Monkey
 
 
 def test_the_configurations_for_operators_are_read() -> None:
-    config, source = read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "file-discovery.yaml")))
+    config = read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "file-discovery.yaml")))
+    source = config.discovery
+    assert source is not None
     assert source.path == "/etc/epp/endpoints.yaml"
     assert config.warnings == ()
     with pytest.raises(ConfigError, match="no source of endpoints"):
-        read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "default.yaml")))
+        read_scope(ServeFlags())
+    assert read_config(ServeFlags(config_file=str(ROOT / "config" / "picker" / "default.yaml"))).discovery is None
+
+
+def test_what_to_serve_of_a_cluster_is_read_from_flags_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAMESPACE", "models")
+    assert read_scope(ServeFlags(pool_name="p")) == NamedPool("models", "p", (Kind.POOL,))
+    older = ServeFlags(pool_name="p", pool_namespace="x", pool_group="inference.networking.x-k8s.io")
+    assert read_scope(older) == NamedPool("x", "p", (Kind.LEGACY_POOL,))
+    monkeypatch.setenv("POD_NAME", "my-epp-7c5ddbdf54-2wtxk")
+    scope = read_scope(ServeFlags(endpoint_selector="app in (a,b)", endpoint_target_ports=("8000,8001", "8000")))
+    assert isinstance(scope, SelectedPods)
+    assert (scope.name, scope.pool.ports) == ("my-epp", (8000, 8001))
+    assert scope.pool.selector.matches({"app": "b"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (ServeFlags(pool_name="p", endpoint_selector="a=b"), "not both"),
+        (ServeFlags(pool_name="p", pool_group="inference.example.com"), "inference.networking.k8s.io or"),
+        (ServeFlags(endpoint_selector="a=b"), "1 to 8 port numbers"),
+        (ServeFlags(endpoint_selector="a=b", endpoint_target_ports=("0",)), "1 to 8 port numbers"),
+        (ServeFlags(endpoint_selector="a=b", endpoint_target_ports=("8000",)), "POD_NAME"),
+    ],
+)
+def test_what_cannot_be_served_of_a_cluster_is_said(
+    flags: ServeFlags, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POD_NAME", raising=False)
+    with pytest.raises(ConfigError, match=words):
+        read_scope(flags)
 
 
 def test_help_lists_the_commands() -> None:
     ended = run("--help")
     assert ended.returncode == 0
     assert all(name in ended.stdout for name in ("serve", "demo", "model-server"))
+
+
+def test_where_certificates_lie_is_read_from_flags() -> None:
+    assert read_port_files(ServeFlags()) == CredentialFiles("")
+    assert read_port_files(ServeFlags(secure_serving=False)) is None
+    given = ServeFlags(cert_path="a", enable_cert_reload=True, client_ca_file="b")
+    assert read_port_files(given) == CredentialFiles("a", "b")
+    assert read_metrics_files(ServeFlags()) is None
+    read = read_metrics_files(ServeFlags(metrics_cert_dir="a", metrics_client_ca_file="b"))
+    assert read == CredentialFiles("a", "b", "--metrics-cert-dir", "--metrics-client-ca-file")
+    assert read_metrics_files(ServeFlags(metrics_cert_dir="a")) is not None
+    with pytest.raises(ConfigError, match="--enable-cert-reload needs --cert-path"):
+        read_port_files(ServeFlags(enable_cert_reload=True))
+    with pytest.raises(ConfigError, match="--client-ca-file needs TLS"):
+        read_port_files(ServeFlags(client_ca_file="b", secure_serving=False))
+    with pytest.raises(ConfigError, match="--metrics-client-ca-file needs --metrics-cert-dir"):
+        read_metrics_files(ServeFlags(metrics_client_ca_file="b"))
+
+
+@pytest.mark.parametrize("flag", ["--cert-path", "--metrics-cert-dir"])
+def test_a_folder_without_a_certificate_ends_with_2_and_names_file_and_flag(flag: str, tmp_path: Path) -> None:
+    config = file_discovery(tmp_path)
+    ended = run(
+        "serve",
+        f"--config-file={config}",
+        f"{flag}={tmp_path}",
+        "--grpc-port=0",
+        "--grpc-health-port=0",
+        "--metrics-port=0",
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert f"{tmp_path}/tls.key: cannot be read" in ended.stderr
+    assert f"{flag} names a folder with tls.crt and tls.key" in ended.stderr
+    assert "Traceback" not in ended.stderr

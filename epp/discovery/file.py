@@ -5,11 +5,8 @@ Rules here:
 - Every mistake of the file is told with line and column. At start they end the process; later the endpoints that
   were good go on being used, whatever became of the file.
 - A DNS name stands for all its addresses, looked up again and again; one that cannot be looked up keeps those it had.
-- The file is watched by asking for its inode, size and time: that sees a rename, a write in place and the swap of a
-  ConfigMap's symlink alike, for a few microseconds a second. It is read once two looks in a row saw the same, so that
-  half a file that is being written is not taken for a small one; and in a thread, since 1,000 endpoints take 0.3 s.
+- The file is read again once it has changed and rests (`epp.watch`), in a thread, since 1,000 endpoints take 0.3 s.
 - What is wrong with a name is told when it begins and when it is over, not at each look-up.
-Rejected: inotify (a library, and it needs the folder of each symlink on the way watched too).
 Source: llm-d router, file-discovery: `endpoints[]{name, namespace, address, port, labels}`, at most 1 MiB; labels
 `metricsAddress` and `metricsPort` as in its multi-cluster form. Names, IPv6 and DNS are ours: there only IPv4.
 """
@@ -30,6 +27,7 @@ import msgspec
 from epp.config.document import At, ConfigErrors, Document, Place
 from epp.endpoints.table import Endpoint, EndpointTable, address_text, host_text
 from epp.errors import ConfigError
+from epp.watch import FileWatch
 
 logger = logging.getLogger("epp.discovery")
 
@@ -89,53 +87,54 @@ def read_entries(text: str, file: str = "") -> tuple[Entry, ...]:
 class FileDiscovery:
     """Keeps a table's list of endpoints as a file says."""
 
-    def __init__(self, path: str | Path, watch: bool, table: EndpointTable, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        watch: bool,
+        table: EndpointTable,
+        now: Callable[[], float],
+        on_sync: Callable[[bool], None] = lambda synced: None,
+    ) -> None:
         """
         Args:
             watch: read the file again whenever it changes.
+            on_sync: told when the table is filled and followed.
         """
+        self._on_sync = on_sync
         self._path = Path(path)
         self._watch = watch
         self._table = table
         self._now = now
         self._entries: tuple[Entry, ...] = ()
-        self._seen: tuple[int, int, int] | None = None
-        """Signature of the file as it was read last."""
-        self._changing: tuple[int, int, int] | None = None
-        """Signature at the last look."""
+        self._file = FileWatch(self._path)
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._troubles: dict[str, str] = {}
         self.failed_reloads = 0
         """Times that a changed file was not taken."""
 
-    async def load_once(self) -> None:
+    async def begin(self) -> None:
         """Read the file and fill the table.
 
         Raises:
             ConfigError: it cannot be read, or everything that is wrong with it.
         """
-        self._seen = self._changing = self._signature()
+        self._file.take()
         self._entries = await asyncio.to_thread(self._read)
         await self._fill()
 
     async def run(self) -> None:
-        """Follow the file, if it is watched, and DNS names, for ever."""
+        """Follow the file, if it is watched, and DNS names, for ever; call `begin` first."""
+        self._on_sync(True)
         looked_up = self._now()
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
-            if self._watch and self._has_changed():
+            if self._watch and self._file.has_changed():
                 await self._reload()
             elif self._now() - looked_up >= LOOKUP_INTERVAL and any(entry.is_dns for entry in self._entries):
                 looked_up = self._now()
                 await self._fill()
 
-    def _has_changed(self) -> bool:
-        """The file is another than the one that was read, and nobody is writing it any more."""
-        before, self._changing = self._changing, self._signature()
-        return self._changing != self._seen and self._changing == before
-
     async def _reload(self) -> None:
-        self._seen = self._changing
         try:
             self._entries = await asyncio.to_thread(self._read)
         except ConfigError as error:
@@ -192,14 +191,6 @@ class FileDiscovery:
         for name in self._troubles.keys() - troubles.keys():
             logger.info("endpoint %s: no longer so: %s", name, self._troubles[name])
         self._troubles = troubles
-
-    def _signature(self) -> tuple[int, int, int] | None:
-        """Changes whenever the file does; None: there is none."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _entry(document: Document, item: At) -> Entry | None:

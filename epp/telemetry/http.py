@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from errno import EADDRNOTAVAIL, EAFNOSUPPORT
 from typing import Final
@@ -63,12 +64,13 @@ class MetricsServer:
         )
         self._runner = web.AppRunner(app, access_log=None)
 
-    async def start(self, host: str | None, port: int) -> int:
+    async def start(self, host: str | None, port: int, secured: ssl.SSLContext | None = None) -> int:
         """Bind and serve; returns the port.
 
         Args:
             host: None: every address, IPv4 and IPv6.
             port: 0: any that is free.
+            secured: serves HTTPS; None: HTTP.
 
         Raises:
             ConfigError: the port cannot be bound.
@@ -78,7 +80,7 @@ class MetricsServer:
         except OSError as error:
             raise ConfigError(f"--metrics-port {port} cannot be bound ({error.strerror}); choose another") from None
         await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        await web.SockSite(self._runner, listener, ssl_context=secured).start()
         bound: int = listener.getsockname()[1]
         return bound
 

@@ -11,7 +11,7 @@ Rules here:
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -22,6 +22,7 @@ from epp.errors import ProtocolError
 from epp.extproc.conversation import Connection
 from epp.extproc.transport.deadlines import Deadlines
 from epp.extproc.transport.options import Call, Methods, Tls
+from epp.extproc.transport.tls import server_context
 
 PEERS_REMEMBERED: Final = 1024
 
@@ -52,6 +53,9 @@ class GrpcioTransport:
         self.streams_total = 0
         self.breaches: Counter[str] = Counter()
         """Always empty: grpcio does not tell."""
+        self._renewed: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
+        """The latest renewal that grpcio has not taken yet: it asks before each handshake, from threads of its own, and
+        a configuration is good for one answer."""
         self._server = aio.server(
             options=[
                 # Thousands of streams may open at once: grpc's default is to drop those over 1000 that wait.
@@ -74,33 +78,50 @@ class GrpcioTransport:
             if tls is None:
                 bound = self._server.add_insecure_port(address)
             else:
-                bound = self._server.add_secure_port(address, grpc.ssl_server_credentials([(tls.key, tls.certificate)]))
+                credentials = grpc.dynamic_ssl_server_credentials(
+                    _configuration(tls),
+                    self._fetch,  # type: ignore[arg-type]  # may return None, says grpcio; its stubs do not
+                    require_client_authentication=bool(tls.client_ca),
+                )
+                bound = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise OSError(str(error)) from None
         await self._server.start()
         return bound
+
+    def renew(self, tls: Tls) -> None:
+        """New connections are served with this; see `Transport.renew`."""
+        self._renewed.append(_configuration(tls))
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """What grpcio is to go on with; None: what it has."""
+        try:
+            return self._renewed.pop()
+        except IndexError:
+            return None
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, and end those under way after so many seconds."""
         await self._server.stop(grace)
 
     async def _serve(self, method: str, context: Context) -> None:
-        pushed: asyncio.Queue[bytes] = asyncio.Queue()
-        call = self._methods[method](self._connection(context.peer()), pushed.put_nowait, self._now())
+        outgoing = Outgoing(context)
+        call = self._methods[method](self._connection(context.peer()), outgoing.push, self._now())
         self.streams_open += 1
         self.streams_total += 1
         try:
-            while not call.closed and await self._turn(call, context):
+            while not call.closed and await self._turn(call, context, outgoing):
                 pass
-            while not call.closed and not call.ends_with_peer:
-                await context.write(await pushed.get())
+            if not call.closed and not call.ends_with_peer:
+                await asyncio.get_running_loop().create_future()  # until it is cancelled
         except ProtocolError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self.streams_open -= 1
             call.lose(self._now())
+            outgoing.end()
 
-    async def _turn(self, call: Call, context: Context) -> bool:
+    async def _turn(self, call: Call, context: Context, outgoing: Outgoing) -> bool:
         """One message and its replies; False: there will be no more. A method of its own, so that a large body is not
         kept alive by a variable while the model server thinks."""
         try:
@@ -112,7 +133,7 @@ class GrpcioTransport:
                 return False
             replies = call.receive(message, self._now())
         for reply in replies:
-            await context.write(reply)
+            await outgoing.write(reply)
         return True
 
     async def _read(self, context: Context, deadline: float | None) -> bytes | None:
@@ -131,6 +152,48 @@ class GrpcioTransport:
             if len(self._peers) > PEERS_REMEMBERED:
                 self._peers.popitem(last=False)
         return connection
+
+
+def _configuration(tls: Tls) -> grpc.ServerCertificateConfiguration:
+    """Raises ConfigError: what OpenSSL does not take is not left to grpcio, which tells nobody until a handshake."""
+    server_context(tls)
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.certificate)], tls.client_ca or None)
+
+
+class Outgoing:
+    """What one call says: replies, and what is pushed while its client may go on asking. One message at a time, for
+    grpcio takes no second one before the first is gone."""
+
+    __slots__ = ("_context", "_pushed", "_pushing", "_turn")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._turn = asyncio.Lock()
+        self._pushed: deque[bytes] = deque()
+        self._pushing: asyncio.Task[None] | None = None
+
+    async def write(self, reply: bytes) -> None:
+        """Say this, after what was pushed before it."""
+        async with self._turn:
+            while self._pushed:
+                await self._context.write(self._pushed.popleft())
+            await self._context.write(reply)
+
+    def push(self, message: bytes) -> None:
+        """Say this soon."""
+        self._pushed.append(message)
+        if self._pushing is None or self._pushing.done():
+            self._pushing = asyncio.create_task(self._push())
+
+    def end(self) -> None:
+        """Nothing more can be said."""
+        if self._pushing is not None:
+            self._pushing.cancel()
+
+    async def _push(self) -> None:
+        async with self._turn:
+            while self._pushed:
+                await self._context.write(self._pushed.popleft())
 
 
 def _handlers(method: str, serve: Callable[[str, Context], Awaitable[None]]) -> grpc.GenericRpcHandler:

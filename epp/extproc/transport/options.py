@@ -48,7 +48,7 @@ Methods = Mapping[str, OpenCall]
 
 
 class Tls(msgspec.Struct, frozen=True):
-    """What TLS is served with."""
+    """What TLS is served with. `Transport.renew` takes another one with the same settings."""
 
     key: bytes
     """PEM."""
@@ -57,6 +57,8 @@ class Tls(msgspec.Struct, frozen=True):
     min_version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_2
     ciphers: tuple[str, ...] = ()
     """OpenSSL names for TLS 1.2, for 1.3 has no choice; none: OpenSSL's default."""
+    client_ca: bytes = b""
+    """PEM: only clients with a certificate of one of these authorities are served; empty: everybody is."""
 
 
 class Transport(Protocol):
@@ -74,6 +76,10 @@ class Transport(Protocol):
             host: "::" is every address, IPv4 too.
             port: 0: any that is free.
         """
+
+    def renew(self, tls: Tls) -> None:
+        """New connections of a port that listens with TLS are served with this; those that are open go on. May be
+        called from any thread. Raises ConfigError: it cannot be used, and nothing has changed."""
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, and end those under way after so many seconds."""

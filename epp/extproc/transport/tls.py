@@ -1,9 +1,14 @@
-"""TLS for our own HTTP/2.
+"""TLS for our own HTTP/2, and for other ports served by asyncio.
 
-In: PEM, a least version and cipher suites by the names that Go's flags use. Out: an SSLContext that offers h2 alone.
+In: PEM, a least version and cipher suites by the names that Go's flags use. Out: an SSLContext that offers one
+protocol, and can be renewed while it serves.
 Rules here:
 - The key never lies readable on a disk.
 - A suite that HTTP/2 forbids, or that does not exist, is an error at start.
+- Each renewal is a context of its own, with session tickets of its own: nobody resumes what an older certificate or an
+  authority that is no longer trusted let in.
+Rejected: load_cert_chain on the context that serves. It replaces a pair only by one of the same key type (an old ECDSA
+certificate stays beside a new RSA one), leaves half a pair when it fails, and load_verify_locations only ever adds.
 Source: RFC 9113 section 9.2 and appendix A; k8s.io/component-base/cli/flag for the names.
 """
 
@@ -59,15 +64,54 @@ def cipher_suites(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def server_context(tls: Tls) -> ssl.SSLContext:
-    """Raises ssl.SSLError for PEM that does not belong together."""
+class RenewableContext(ssl.SSLContext):
+    """Stands for the latest context: loops are given this one for good, and each handshake begins with `wrap_bio`."""
+
+    def __new__(cls, tls: Tls, protocol: str = "h2") -> RenewableContext:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, tls: Tls, protocol: str = "h2") -> None:
+        """
+        Args:
+            protocol: the only one offered, by its ALPN name.
+
+        Raises:
+            ConfigError: see `server_context`.
+        """
+        self._protocol = protocol
+        self.renew(tls)
+
+    def renew(self, tls: Tls) -> None:
+        """Handshakes that begin from now on are made with this. Any thread. Raises ConfigError: all is as it was."""
+        self._latest = server_context(tls, self._protocol)
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """What asyncio and uvloop begin a handshake with."""
+        return self._latest.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+
+def server_context(tls: Tls, protocol: str = "h2") -> ssl.SSLContext:
+    """Raises ConfigError: OpenSSL does not take the certificate, its key or the authorities."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = tls.min_version
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     if tls.ciphers:
         context.set_ciphers(":".join(tls.ciphers))
-    context.set_alpn_protocols(["h2"])
-    _load(context, tls)
+    context.set_alpn_protocols([protocol])
+    try:
+        _load(context, tls)
+        if tls.client_ca:
+            context.load_verify_locations(cadata=tls.client_ca.decode("ascii", "ignore"))  # remarks are in any language
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise ConfigError(f"OpenSSL refuses the certificate, its key or the client CA: {error}") from None
     return context
 
 

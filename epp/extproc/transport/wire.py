@@ -25,7 +25,7 @@ from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.http2.frames import Code
 from epp.extproc.http2.messages import Status
 from epp.extproc.transport.options import Call, Methods, Tls
-from epp.extproc.transport.tls import server_context
+from epp.extproc.transport.tls import RenewableContext
 
 SWEEP: Final = 0.25
 """Seconds between two looks at what takes too long."""
@@ -50,14 +50,15 @@ class WireTransport:
         self.streams_total = 0
         self.peers: set[Peer] = set()
         self._server: asyncio.Server | None = None
+        self._context: RenewableContext | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.Event()
         """Set whenever no connection is left."""
 
     async def listen(self, host: str, port: int, tls: Tls | None = None) -> int:
         """Bind and serve; see `Transport.listen`."""
+        context = self._context = None if tls is None else RenewableContext(tls)
         bound = _bind(host, port)
-        context = None if tls is None else server_context(tls)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Peer(self),
@@ -69,6 +70,11 @@ class WireTransport:
         self._timer = loop.call_later(SWEEP, self._sweep)
         number: int = bound.getsockname()[1]
         return number
+
+    def renew(self, tls: Tls) -> None:
+        """New connections are served with this; see `Transport.renew`."""
+        assert self._context is not None
+        self._context.renew(tls)
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, and end those under way after so many seconds."""

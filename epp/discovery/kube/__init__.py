@@ -1,0 +1,1 @@
+"""Which servers are there, as Kubernetes says: objects of its API become endpoints and policies."""
