@@ -17,6 +17,9 @@ import pytest
 from anyio.pytest_plugin import get_runner
 from hypothesis import settings
 
+# Tests start processes beside grpcio's threads; its own handlers at a fork crashed one such child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 REQUIRE_ALL = os.environ.get("EPP_REQUIRE_ALL", "") not in ("", "0")
 
 IS_CI = os.environ.get("CI") == "true"
