@@ -94,7 +94,7 @@ def read_settings(flags: ServeFlags) -> Settings:
     max_receive = quantity("grpc-max-recv-msg-size", receive) if receive else 2 * max_body + (1 << 20)
     return Settings(
         pool=flags.pool_name or "default",
-        namespace=flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default",
+        namespace=read_namespace(flags),
         limits=Limits(max_body=max_body),
         http2=read_http2_limits(flags.http2_limit, max_receive),
         max_receive_bytes=max_receive,
@@ -151,9 +151,13 @@ def read_config(flags: ServeFlags) -> Config:
     return load(flags.config_text, "--config-text", plugins)
 
 
+def read_namespace(flags: ServeFlags) -> str:
+    return flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default"
+
+
 def read_scope(flags: ServeFlags) -> NamedPool | SelectedPods:
     """What to serve of a Kubernetes cluster. Raises ConfigError."""
-    namespace = flags.pool_namespace or os.environ.get("NAMESPACE", "") or "default"
+    namespace = read_namespace(flags)
     if bool(flags.pool_name) == bool(flags.endpoint_selector):
         raise ConfigError(
             "no source of endpoints: give --pool-name or --endpoint-selector, not both, to find them in Kubernetes, "

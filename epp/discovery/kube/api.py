@@ -11,7 +11,7 @@ Source: Kubernetes API concepts (efficient detection of changes, chunked lists, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -137,10 +137,9 @@ class Api:
         return response
 
 
-async def _lines(pieces: AsyncIterator[bytes] | Iterable[bytes]) -> AsyncIterator[bytes]:
+async def _lines(pieces: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     """Lines of any length. What follows the last line break is incomplete: the connection was cut."""
     rest: list[bytes] = []
-    assert isinstance(pieces, AsyncIterator)
     async for piece in pieces:
         *whole, tail = piece.split(b"\n")
         for line in whole:
