@@ -20,7 +20,7 @@ from epp.errors import ConfigError
 from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.transport.tls import cipher_suites, least_version
 from epp.flags import REMOVED, WITHOUT_EFFECT, ServeFlags, normalised
-from epp.server import read_config, read_metrics_files, read_port_files, read_scope, read_settings
+from epp.settings import read_config, read_metrics_files, read_port_files, read_scope, read_settings
 from epp.telemetry.tls import CredentialFiles
 
 ROOT = Path(__file__).parents[1]
