@@ -21,13 +21,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-# h2spec and a grpc-go client for tests/interop; needs Go. Without them those tests are skipped.
+# h2spec and a grpc-go client for tests/interop, helm for tests/deploy; needs Go. Without them those tests are skipped.
 tools: setup
-	$(BIN)/python -m scripts.tools
+	$(BIN)/python -m scripts.tools interop deploy
 
-# A real kube-apiserver for tests/kube; needs Go, and seven minutes the first time. etcd comes from the system.
+# A real kube-apiserver, and kubectl; needs Go, and seven minutes the first time. etcd comes from the system.
 kube: setup
-	$(BIN)/python -m scripts.kube
+	$(BIN)/python -m scripts.tools kube
 
 # A minute of load and faults, and a minute of every property with more examples.
 test-slow: setup

@@ -125,7 +125,7 @@ def tool(name: str) -> Path:
     """A binary that scripts/tools.py builds; the test is skipped where it is not."""
     path = tools.binary(name)
     if path is None:
-        pytest.skip(f"{name} is not built, or not from this source: {tools.COMMAND}")
+        pytest.skip(tools.missing(name))
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 from epp.extproc.exchange import Limits
 from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.http2.frames import GOAWAY, PING
-from epp.picker import Outcome as Ended
+from epp.ticket import Outcome as Ended
 from tests.interop.golang import GoClient, Outcome, go_client
 from tests.interop.relay import FROM_CLIENT, FROM_SERVER, Relay, relay
 from tests.interop.serving import (

@@ -15,7 +15,7 @@ from grpc import aio
 
 from epp.extproc.events import BodyMode, Modes, ResponseData, ResponseStarted
 from epp.extproc.http2.faults import ConnectionLimits
-from epp.picker import Outcome
+from epp.ticket import Outcome
 from tests.contract.transport import METHOD, channel, stream
 from tests.extproc import oracle
 from tests.extproc.transcripts import WORDS
