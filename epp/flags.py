@@ -35,6 +35,8 @@ class ServeFlags:
     """EndpointPickerConfig to read; empty: the default configuration."""
     config_text: str = ""
     """EndpointPickerConfig as text, instead of a file."""
+    allow_experimental_plugins: bool = False
+    """The configuration may name plugins that may still change."""
     grpc_port: int = 9002
     """Port of the ext_proc service."""
     grpc_health_port: int = 9003
@@ -57,6 +59,9 @@ class ServeFlags:
     """PEM file: only clients with a certificate of its authorities may use the ext_proc port. Ours."""
     metrics_cert_dir: str = ""
     """Folder with tls.crt and tls.key: TLS on the metrics port; empty: plaintext."""
+    metrics_endpoint_auth: bool | None = None
+    """The metrics port asks the API server who a token is and what he may read; by default, unless endpoints are in a
+    file."""
     metrics_client_ca_file: str = ""
     """PEM file: only clients with a certificate of its authorities may read the metrics port."""
     max_body: str = "32Mi"
@@ -69,12 +74,23 @@ class ServeFlags:
     """Pause between two scrapes of one model server."""
     metrics_staleness_threshold: str = "2s"
     """Age at which what a model server said counts as unknown, for scoring too."""
+    model_server_metrics_scheme: Literal["http", "https"] | None = None
+    """How model servers' metrics pages are fetched, by default http; a metrics-data-source in the configuration counts
+    before these four."""
+    model_server_metrics_path: str | None = None
+    """Path of the page; by default /metrics."""
+    model_server_metrics_port: int | None = None
+    """Port of the page; 0, the default: the endpoint's own."""
+    model_server_metrics_https_insecure_skip_verify: bool | None = None
+    """With https, take any certificate; by default true."""
     disable_endpoint_subset_filter: bool = False
     """Ignore the gateway's subset hint."""
     emit_endpoint_scores: bool = False
     """Tell the proxy each endpoint's score as dynamic metadata."""
     enable_grpc_stream_metrics: bool = False
     """Series about ext_proc streams."""
+    ha_enable_leader_election: bool = False
+    """Of several replicas one is ready, by a Lease in the pool's namespace; the others stand by."""
     drain_timeout: str = "30s"
     """After SIGTERM, how long exchanges under way may take to finish."""
     tls_min_version: str = ""
@@ -89,32 +105,33 @@ class ServeFlags:
     """Verbosity of the log: 0 warnings, 1 to 3 information, 4 and more debugging."""
 
     # Accepted so that existing manifests start; WITHOUT_EFFECT says what is to be known.
-    allow_experimental_plugins: bool | None = None
     refresh_prometheus_metrics_interval: str | None = None
-    metrics_endpoint_auth: bool | None = None
     enable_pprof: bool | None = None
     tracing: bool | None = None
-    ha_enable_leader_election: bool | None = None
     zap_devel: bool | None = None
     zap_log_level: str | None = None
     zap_stacktrace_level: str | None = None
     zap_time_encoding: str | None = None
 
-    def without_effect(self) -> Iterator[str]:
-        """A warning for each flag that was given and does nothing. `--flag=false` asks for nothing: no warning."""
+    def without_effect(self, *, kubernetes: bool = True, pages: bool = False) -> Iterator[str]:
+        """A warning for each flag that was given and does nothing. `--flag=false` asks for nothing: no warning.
+
+        Args:
+            kubernetes: endpoints come from an API server.
+            pages: the configuration says how metrics pages are fetched.
+        """
         unheard = WITHOUT_EFFECT | (ONLY_GRPCIO if self.transport == "wire" else ONLY_WIRE)
+        unheard |= {} if kubernetes else ONLY_KUBERNETES
+        unheard |= dict.fromkeys(PAGES, "the configuration has a metrics-data-source, which counts") if pages else {}
         for name, why in unheard.items():
             if getattr(self, name) not in (None, False, "", ()):
                 yield f"--{name.replace('_', '-')} has no effect: {why}"
 
 
 WITHOUT_EFFECT: Final = {
-    "allow_experimental_plugins": "no plugin here is experimental",
     "refresh_prometheus_metrics_interval": "pool gauges are computed when /metrics is read",
-    "metrics_endpoint_auth": "anybody may read /metrics; --metrics-client-ca-file lets in only who has a certificate",
     "enable_pprof": "profile with py-spy, which attaches from outside",
     "tracing": "there are no traces yet",
-    "ha_enable_leader_election": "there is no leader election yet, so each replica serves",
     "zap_devel": "use --zap-encoder and -v",
     "zap_log_level": "use -v",
     "zap_stacktrace_level": "errors of our own always carry their trace",
@@ -126,6 +143,18 @@ ONLY_WIRE: Final = {
     "tls_min_version": "grpcio takes its TLS versions from the library (1.2 and 1.3)",
     "tls_cipher_suites": "grpcio takes its cipher suites from the library; GRPC_SSL_CIPHER_SUITES sets them",
 }
+ONLY_KUBERNETES: Final = {
+    "metrics_endpoint_auth": "endpoints are in a file, so there is no API server to ask; --metrics-client-ca-file lets "
+    "in only who has a certificate",
+    "ha_enable_leader_election": "endpoints are in a file, so there is no API server to keep a Lease in: each replica "
+    "serves",
+}
+PAGES: Final = (
+    "model_server_metrics_scheme",
+    "model_server_metrics_path",
+    "model_server_metrics_port",
+    "model_server_metrics_https_insecure_skip_verify",
+)
 ONLY_GRPCIO: Final = {
     "grpc_max_send_msg_size": "no message sent is larger than a body, which --max-body limits",
 }
@@ -138,19 +167,25 @@ REMOVED: Final = dict.fromkeys(
         "lora-info-metric",
         "cache-info-metric",
     ),
-    "label the model servers with llm-d.ai/engine-type instead; the engine is also recognised from its page",
+    "label the model servers with llm-d.ai/engine-type instead; the engine is also recognised from its page. Metrics "
+    "of other names belong in engineConfigs of a core-metrics-extractor",
 )
 
 
 def normalised(argv: Sequence[str]) -> list[str]:
-    """Go's spellings made ours: `-grpc-port=9002` is `--grpc-port=9002`; `-v=4` stays.
+    """Go's spellings made ours: `-grpc-port=9002` and v0's `--grpcPort=9002` are `--grpc-port=9002`; `-v=4` stays.
 
     Raises:
         ValueError: a flag that the reference removed, with what to do instead.
     """
-    words = [re.sub(r"^-(?=[a-z][a-z-]+(=|$))", "--", word) for word in argv]
+    words = [re.sub(r"^-(?=[a-z][a-zA-Z-]+(=|$))", "--", word) for word in argv]
+    words = [re.sub(r"^--[a-zA-Z-]+", _in_kebab_case, word) for word in words]
     for word in words:
         name = word.removeprefix("--").partition("=")[0]
         if word.startswith("--") and name in REMOVED:
             raise ValueError(f"--{name} was removed from the picker: {REMOVED[name]}")
     return words
+
+
+def _in_kebab_case(flag: re.Match[str]) -> str:
+    return re.sub(r"[A-Z]", lambda letter: f"-{letter[0].lower()}", flag[0])

@@ -7,24 +7,28 @@ Rules here: nothing is opened and nothing starts; but for the configuration file
 from __future__ import annotations
 
 import os
+import platform
 import random
 import re
+import secrets
 from collections.abc import Iterable
 
 import msgspec
 
 from epp.config.load import load, load_file
+from epp.config.pages import MetricsSource
 from epp.config.schema import Config
-from epp.config.units import parse_duration, parse_quantity
+from epp.discovery.kube.election import Candidate, lease_name
 from epp.discovery.kube.objects import Pool
-from epp.discovery.kube.selector import parse_selector
 from epp.discovery.kube.view import POOLS, NamedPool, SelectedPods
+from epp.endpoints.selector import parse_selector
 from epp.errors import ConfigError
 from epp.extproc.exchange import Limits
 from epp.extproc.http2.faults import ConnectionLimits
 from epp.flags import ServeFlags
 from epp.scheduling.catalogue import catalogue, installed
 from epp.telemetry import tls
+from epp.units import parse_duration, parse_quantity
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -114,10 +118,25 @@ def read_config(flags: ServeFlags) -> Config:
     """The EndpointPickerConfig. Raises ConfigError."""
     if flags.config_file and flags.config_text:
         raise ConfigError("--config-file and --config-text are both given; keep one")
-    plugins = catalogue(installed())
+    plugins, experimental = catalogue(installed()), flags.allow_experimental_plugins
     if flags.config_file:
-        return load_file(flags.config_file, plugins)
-    return load(flags.config_text, "--config-text", plugins)
+        return load_file(flags.config_file, plugins, experimental=experimental)
+    return load(flags.config_text, "--config-text", plugins, experimental=experimental)
+
+
+def read_metrics_source(flags: ServeFlags) -> MetricsSource:
+    """How metrics pages are fetched where the configuration does not say. Raises ConfigError."""
+    port, path = flags.model_server_metrics_port or 0, flags.model_server_metrics_path or "/metrics"
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--model-server-metrics-port {port}: 0 to 65535 is expected; 0 is the endpoint's own")
+    if not re.fullmatch("[!-~]+", path):
+        raise ConfigError(f"--model-server-metrics-path {path!r}: a path is expected, as /metrics")
+    return MetricsSource(
+        scheme=flags.model_server_metrics_scheme or "http",
+        path=path,
+        port=port,
+        insecure_skip_verify=flags.model_server_metrics_https_insecure_skip_verify is not False,
+    )
 
 
 def read_namespace(flags: ServeFlags) -> str:
@@ -146,3 +165,11 @@ def read_scope(flags: ServeFlags) -> NamedPool | SelectedPods:
         raise ConfigError("--endpoint-selector needs the environment's POD_NAME, as a Deployment's pod has it")
     pool = Pool(parse_selector(flags.endpoint_selector), tuple(map(int, ports)))
     return SelectedPods(namespace, deployment[1], pool)
+
+
+def read_candidate(flags: ServeFlags, scope: NamedPool | SelectedPods) -> Candidate | None:
+    """What we stand for election as; None: every replica serves."""
+    if not flags.ha_enable_leader_election:
+        return None
+    who = os.environ.get("POD_NAME") or platform.node()
+    return Candidate(scope.namespace, lease_name(scope.namespace, scope.name), f"{who}_{secrets.token_hex(8)}")

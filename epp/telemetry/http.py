@@ -2,6 +2,7 @@
 
 In: GET requests. Out: the page of `epp.telemetry.exposition`, and JSON that others make.
 Rules here:
+- Where there is a guard, no page is begun for whom it does not let in; every page has a right of its own, its path.
 - One page of metrics is made at a time, and everybody who asks meanwhile gets the same one.
 - Pages are made, encoded and written in pieces, and between two the event loop does its other work: decisions wait for
   one piece, not for a page. That holds for the debug pages too: a thousand decisions in JSON take 50 ms and more.
@@ -18,6 +19,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from errno import EADDRNOTAVAIL, EAFNOSUPPORT
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -25,6 +27,9 @@ from aiohttp import web
 
 from epp.errors import ConfigError
 from epp.telemetry.exposition import CONTENT_TYPE
+from epp.telemetry.guard import Guard
+
+Page = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 CHUNK: Final = 1 << 16
 """Bytes written at once, about: handing 3 MB to a socket takes a millisecond."""
@@ -33,6 +38,13 @@ SEND_TIMEOUT: Final = 10.0
 """Seconds to send one answer."""
 DECISIONS: Final = 20
 MOST_DECISIONS: Final = 1000
+
+REFUSALS: Final = {
+    HTTPStatus.UNAUTHORIZED: ("a bearer token is needed that the API server knows", {"WWW-Authenticate": "Bearer"}),
+    HTTPStatus.FORBIDDEN: ("the token's user needs a ClusterRole with this nonResourceURL and this verb", {}),
+    HTTPStatus.TOO_MANY_REQUESTS: ("too many unknown tokens; try again", {"Retry-After": "1"}),
+    HTTPStatus.INTERNAL_SERVER_ERROR: ("the API server could not be asked; the picker's log says why", {}),
+}
 
 
 class Views(msgspec.Struct, frozen=True):
@@ -49,19 +61,23 @@ class Views(msgspec.Struct, frozen=True):
 class MetricsServer:
     """Serves `Views` over HTTP. `start` and `stop` once each."""
 
-    def __init__(self, views: Views, *, send_timeout: float = SEND_TIMEOUT) -> None:
+    def __init__(self, views: Views, guard: Guard | None = None, *, send_timeout: float = SEND_TIMEOUT) -> None:
+        """
+        Args:
+            guard: says who may read; None: everybody.
+        """
         self._views = views
+        self._guard = guard
         self._send_timeout = send_timeout
         self._readers = 0
         self._rendering: asyncio.Task[list[bytes]] | None = None
+        pages: dict[str, Page] = {
+            "/metrics": self._metrics,
+            "/debug/decisions": self._decisions,
+            "/debug/endpoints": self._endpoints,
+        }
         app = web.Application()
-        app.add_routes(
-            [
-                web.get("/metrics", self._metrics),
-                web.get("/debug/decisions", self._decisions),
-                web.get("/debug/endpoints", self._endpoints),
-            ]
-        )
+        app.add_routes([web.get(path, self._guarded(path, page)) for path, page in pages.items()])
         self._runner = web.AppRunner(app, access_log=None)
 
     async def start(self, host: str | None, port: int, secured: ssl.SSLContext | None = None) -> int:
@@ -88,6 +104,19 @@ class MetricsServer:
         if self._rendering is not None:
             self._rendering.cancel()
         await self._runner.cleanup()
+
+    def _guarded(self, path: str, page: Page) -> Page:
+        """The page, for whom the guard lets in."""
+        guard = self._guard
+        if guard is None:
+            return page
+
+        async def admitted(request: web.Request) -> web.StreamResponse:
+            told = request.headers.get("Authorization", "")
+            verdict = await guard.admit(told, request.method.lower(), path, request.remote or "")
+            return await page(request) if verdict is HTTPStatus.OK else _refusal(verdict)
+
+        return admitted
 
     # -- pages ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +155,7 @@ class MetricsServer:
             response = web.StreamResponse(headers={"Content-Type": content_type, "Content-Length": length})
             async with asyncio.timeout(self._send_timeout):
                 await response.prepare(request)
-                for chunk in body:
+                for chunk in body if request.method == "GET" else ():  # HEAD: how long it would be
                     await response.write(chunk)
                     await asyncio.sleep(0)  # a socket that takes everything never makes anybody wait
                 await response.write_eof()
@@ -136,6 +165,11 @@ class MetricsServer:
         finally:
             self._readers -= 1
         return response
+
+
+def _refusal(verdict: HTTPStatus) -> web.Response:
+    words, headers = REFUSALS[verdict]
+    return web.Response(status=verdict, text=f"{verdict.phrase}: {words}\n", headers=headers)
 
 
 def _listen(host: str | None, port: int) -> socket.socket:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from epp.demo.child import Child, child, free_ports
-from scripts import kube
+from scripts import tools
 
 ADMIN: Final = "admin"
 EPP: Final = "epp"
@@ -191,11 +191,11 @@ async def api_server(folder: Path) -> AsyncIterator[ApiServer]:
     Raises:
         ConfigError: it does not start; with its last words.
     """
-    binary, etcd = kube.binary(), kube.etcd()
+    binary, etcd = tools.binary("kube-apiserver"), tools.system("etcd")
     if binary is None:
-        pytest.skip(f"kube-apiserver is not built, or not from this source: {kube.COMMAND}")
+        pytest.skip(tools.missing("kube-apiserver"))
     if etcd is None:
-        pytest.skip(kube.NO_ETCD)
+        pytest.skip(tools.missing("etcd"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "accounts.key").write_bytes(_private_key())
     (folder / "tokens.csv").write_text(_tokens())

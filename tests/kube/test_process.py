@@ -83,5 +83,9 @@ async def test_a_picker_over_a_hundred_pods_is_ready_soon(
         await until(picker.serving, "SERVING", within=15.0)
         print(f"ready after {time.monotonic() - began:.1f} s with 100 pods")
 
-        async with aiohttp.ClientSession() as session, session.get(f"{picker.pages}/debug/endpoints") as page:
+        headers = {"Authorization": f"Bearer {admin.access.token}"}
+        async with (
+            aiohttp.ClientSession(headers=headers) as session,
+            session.get(f"{picker.pages}/debug/endpoints") as page,
+        ):
             assert (await page.text()).count("-rank-0") == 100

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from epp.discovery.kube.objects import ACTIVE_PORTS, Key, Kind, Pool, key_of
-from epp.discovery.kube.selector import parse_selector
 from epp.discovery.kube.view import ClusterView, NamedPool, SelectedPods
+from epp.endpoints.selector import parse_selector
 from epp.endpoints.table import EndpointTable, Hold
 from tests.kube_objects import builders
 from tests.kube_objects.builders import Json, legacy_pool, model, objective, pod, pool, rewrite

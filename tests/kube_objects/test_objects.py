@@ -23,7 +23,7 @@ from epp.discovery.kube.objects import (
     key_of,
     read,
 )
-from epp.discovery.kube.selector import select_equal
+from epp.endpoints.selector import select_equal
 from epp.endpoints.table import Endpoint
 from epp.flow.policies import Target
 from tests.kube_objects.builders import Json, legacy_pool, meta, model, objective, pod, pool, ref, rewrite, rule
@@ -89,11 +89,22 @@ def test_each_target_port_of_a_ready_pod_is_an_endpoint_with_the_pods_labels() -
     }  # fmt: skip
     endpoints, said = endpoints_of(pod_of(pod("a", "10.0.0.7", labels=labels)), SERVED)
     assert endpoints == (
-        Endpoint("prod/a-rank-0", "10.0.0.7:8000", labels),
-        Endpoint("prod/a-rank-1", "10.0.0.7:8001", labels),
-        Endpoint("prod/a-rank-2", "10.0.0.7:8002", labels),
+        Endpoint("prod/a-rank-0", "10.0.0.7:8000", labels, node="node"),
+        Endpoint("prod/a-rank-1", "10.0.0.7:8001", labels, node="node"),
+        Endpoint("prod/a-rank-2", "10.0.0.7:8002", labels, node="node"),
     )
     assert said == ()
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "address"), [("10.1.0.4", "10.1.0.4"), ("fd00:0:0::4", "[fd00::4]"), (None, ""), ("somewhere", "")]
+)
+def test_the_nodes_address_is_told_where_it_is_one(host_ip: str | None, address: str) -> None:
+    raw = pod("a", "10.0.0.7")
+    raw["status"]["hostIP"] = host_ip
+    endpoints, _ = endpoints_of(pod_of(raw), SERVED)
+    assert {endpoint.node_address for endpoint in endpoints} == {address}
+    assert {endpoint.address for endpoint in endpoints} == {"10.0.0.7:8000", "10.0.0.7:8001", "10.0.0.7:8002"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epp.discovery.kube.selector import Operator, Requirement, Selector, parse_selector, select_equal
+from epp.endpoints.selector import Operator, Requirement, Selector, parse_selector, select_equal
 from epp.errors import ConfigError
 
 

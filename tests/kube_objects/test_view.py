@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import pytest
 
 from epp.discovery.kube.objects import ACTIVE_PORTS, Condition, Kind, Pool
-from epp.discovery.kube.selector import parse_selector
 from epp.discovery.kube.view import ClusterView, NamedPool, SelectedPods
+from epp.endpoints.selector import parse_selector
 from epp.endpoints.table import EndpointTable
 from epp.flow.policies import Rule, Target
 from tests.kube_objects.builders import Json, legacy_pool, meta, model, objective, pod, pool, ref, rewrite, rule

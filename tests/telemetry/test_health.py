@@ -23,7 +23,9 @@ pytestmark = pytest.mark.anyio
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 READINESS = ("", "readiness", "inference-extension", "envoy.service.ext_proc.v3.ExternalProcessor", "made-up")
+ELECTED = ("", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor")
 
 
 class Probe:
@@ -106,6 +108,52 @@ async def test_readiness_is_ready_and_not_draining_and_liveness_is_an_answer(kin
         assert await answers() == {NOT_SERVING}
         health.set_ready(True)  # draining is for good
         assert await answers() == {NOT_SERVING}
+
+
+async def test_with_an_election_readiness_is_ready_and_leading_and_not_draining(kind: str) -> None:
+    health = Health(elected=True)
+    async with serving(kind, health) as probe:
+
+        async def answers() -> set[int]:
+            assert await probe.check("liveness") == SERVING
+            return {await probe.check(service) for service in ELECTED}
+
+        assert await answers() == {NOT_SERVING}
+        health.set_ready(True)
+        assert await answers() == {NOT_SERVING}
+        health.set_leading(True)
+        assert await answers() == {SERVING}
+        health.set_leading(False)
+        assert await answers() == {NOT_SERVING}
+        health.set_leading(True)
+        health.set_ready(False)
+        assert await answers() == {NOT_SERVING}
+        health.set_ready(True)
+        assert await answers() == {SERVING}
+        health.set_draining()
+        assert await answers() == {NOT_SERVING}
+
+
+async def test_with_an_election_other_names_are_unknown_and_an_answer_says_so(kind: str) -> None:
+    health = Health(elected=True)
+    health.set_ready(True)
+    health.set_leading(True)
+    async with serving(kind, health) as probe, asyncio.timeout(5):
+        assert {await probe.check(name) for name in ("inference-extension", "made-up")} == {SERVICE_UNKNOWN}
+        assert await anext(probe.watch("inference-extension")) == SERVICE_UNKNOWN
+        assert await probe.listed() == dict.fromkeys(("liveness", *ELECTED), SERVING)
+
+
+async def test_watch_tells_who_leads(kind: str) -> None:
+    health = Health(elected=True)
+    health.set_ready(True)
+    async with serving(kind, health) as probe, asyncio.timeout(5):
+        seen = probe.watch("readiness")
+        assert await anext(seen) == NOT_SERVING
+        health.set_leading(True)
+        assert await anext(seen) == SERVING
+        health.set_leading(False)
+        assert await anext(seen) == NOT_SERVING
 
 
 async def test_list_tells_the_names_that_probes_use(kind: str) -> None:

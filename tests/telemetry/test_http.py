@@ -4,13 +4,16 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from epp.errors import ConfigError
+from epp.telemetry.access import PEER_BURST
 from epp.telemetry.exposition import Sources, render
+from epp.telemetry.guard import Guard
 from epp.telemetry.http import READERS, MetricsServer, Views
 from tests.telemetry.builders import metrics, table, ticket, zero
 
@@ -105,6 +108,15 @@ async def test_a_page_of_many_pieces_comes_whole() -> None:
     async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as response:
         assert await response.read() == b"".join(pieces)
     await server.stop()
+
+
+async def test_a_reader_of_heads_gets_the_length_and_the_connection_goes_on() -> None:
+    connector = aiohttp.TCPConnector(limit=1)  # one connection, on which a body that nobody waits for would be seen
+    async with serving(Page()) as url, aiohttp.ClientSession(connector=connector) as client:
+        async with client.head(f"{url}/metrics") as response:
+            assert (response.status, response.headers["Content-Length"]) == (200, "18")
+        async with client.get(f"{url}/metrics") as response:
+            assert await response.read() == b"# first\n" + b"x" * 10
 
 
 async def test_readers_who_ask_at_the_same_time_share_one_page() -> None:
@@ -242,3 +254,85 @@ async def test_a_port_that_is_taken_is_named_with_its_flag() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--metrics-port {port} cannot be bound"):
             await MetricsServer(Views(Page(), lambda n: [], list)).start("127.0.0.1", port)
+
+
+class Asked:
+    """An authority that says one thing, and remembers what it was asked."""
+
+    def __init__(self, verdict: HTTPStatus) -> None:
+        self.verdict = verdict
+        self.questions: list[tuple[str, str, str]] = []
+
+    async def review(self, token: str, verb: str, path: str) -> HTTPStatus:
+        self.questions.append((token, verb, path))
+        return self.verdict
+
+
+@asynccontextmanager
+async def guarded(asked: Asked, page: Page) -> AsyncIterator[str]:
+    server = MetricsServer(Views(page, lambda n: [], list), Guard(asked.review, zero))
+    port = await server.start("127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop()
+
+
+TOKEN = {"Authorization": "Bearer let-me-in"}
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/debug/decisions", "/debug/endpoints"])
+async def test_every_page_is_asked_about_by_its_own_path_and_the_requests_verb(path: str) -> None:
+    asked = Asked(HTTPStatus.OK)
+    async with guarded(asked, Page()) as url, aiohttp.ClientSession(headers=TOKEN) as client:
+        async with client.get(f"{url}{path}?n=1") as response:
+            assert response.status == 200
+        async with client.head(f"{url}{path}") as response:
+            assert response.status == 200
+    assert asked.questions == [("let-me-in", "get", path), ("let-me-in", "head", path)]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "header", "value"),
+    [
+        (HTTPStatus.UNAUTHORIZED, "WWW-Authenticate", "Bearer"),
+        (HTTPStatus.FORBIDDEN, "Content-Type", "text/plain; charset=utf-8"),
+        (HTTPStatus.INTERNAL_SERVER_ERROR, "Content-Type", "text/plain; charset=utf-8"),
+    ],
+)
+async def test_whom_the_guard_does_not_let_in_gets_its_status_and_no_page_is_made(
+    verdict: HTTPStatus, header: str, value: str
+) -> None:
+    page = Page()
+    async with (
+        guarded(Asked(verdict), page) as url,
+        aiohttp.ClientSession(headers=TOKEN) as client,
+        client.get(f"{url}/metrics") as response,
+    ):
+        assert response.status == verdict
+        assert response.headers[header] == value
+        words = await response.text()
+    assert words.startswith(verdict.phrase)
+    assert "let-me-in" not in words
+    assert page.made == 0
+
+
+async def test_a_request_without_a_token_is_told_that_one_is_needed() -> None:
+    asked, page = Asked(HTTPStatus.OK), Page()
+    async with guarded(asked, page) as url, aiohttp.ClientSession() as client:
+        for path in ("/metrics", "/debug/decisions", "/debug/endpoints"):
+            async with client.get(f"{url}{path}") as response:
+                assert response.status == 401
+                assert response.headers["WWW-Authenticate"] == "Bearer"
+        async with client.get(f"{url}/other") as response:
+            assert response.status == 404
+    assert asked.questions == []
+    assert page.made == 0
+
+
+async def test_more_unknown_tokens_than_are_looked_at_are_told_to_come_back() -> None:
+    async with guarded(Asked(HTTPStatus.UNAUTHORIZED), Page()) as url, aiohttp.ClientSession() as client:
+        for number in range(PEER_BURST + 1):
+            async with client.get(f"{url}/metrics", headers={"Authorization": f"Bearer {number}"}) as response:
+                status, after = response.status, response.headers.get("Retry-After")
+    assert (status, after) == (429, "1")

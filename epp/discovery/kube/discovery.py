@@ -1,7 +1,9 @@
 """The endpoints and policies of a pool, as a Kubernetes API server has them.
 
-In: objects that concern the pool, followed kind by kind. Out: the table's list of endpoints, and the policies.
+In: objects that concern the pool, followed kind by kind. Out: the table's list of endpoints, the policies, whether we
+lead (where there is an election), and conditions in the status of objects.
 Rules here:
+- Who does not lead follows all the same, so that it can lead at once. Only conditions are left to the leader.
 - Nothing is applied before all that there is has been listed once; after that the table follows at once, and changes
   that come together are applied together.
 - An API server that is away changes nothing: what was known last goes on.
@@ -15,9 +17,12 @@ from collections.abc import Callable
 from random import Random
 
 from epp.discovery.kube.api import Api, Json
+from epp.discovery.kube.election import Candidate
 from epp.discovery.kube.informer import Informer
+from epp.discovery.kube.leader import Leader
 from epp.discovery.kube.objects import Kind
-from epp.discovery.kube.view import POOLS, ClusterView, NamedPool, SelectedPods
+from epp.discovery.kube.statuses import StatusWriter
+from epp.discovery.kube.view import POOLS, ClusterView, NamedPool, SelectedPods, Status
 from epp.endpoints.table import Endpoint, EndpointTable
 from epp.flow.policies import Policies
 
@@ -37,9 +42,13 @@ class KubeDiscovery:
         on_policies: Callable[[Policies], None],
         on_sync: Callable[[bool], None],
         failed: Callable[[str, Exception], None],
+        candidate: Candidate | None = None,
+        on_lead: Callable[[bool], None] = lambda leads: None,
     ) -> None:
         """
         Args:
+            candidate: what we stand for; None: there is no election.
+            on_lead: told whenever we begin or cease to lead; never without an election.
             on_policies: told of each change.
             on_sync: told whether the pool is known and everything was listed, at each change of that.
             failed: told of each attempt that failed, with the path.
@@ -58,8 +67,13 @@ class KubeDiscovery:
         self._scope = scope
         self._rng = rng
         self._failed = failed
+        self._candidate = candidate
+        self._on_lead = on_lead
         self._api: Api | None = None
         self._informers: tuple[Informer, ...] = ()
+        self._leader: Leader | None = None
+        self._writer: StatusWriter | None = None
+        self._statuses: tuple[Status, ...] = ()
 
     async def begin(self, kubeconfig: str = "") -> None:
         """Find the API server, which need not answer yet. Raises ConfigError: there is no way to one."""
@@ -72,12 +86,25 @@ class KubeDiscovery:
             for kind in Kind
             if kind not in POOLS or (isinstance(scope, NamedPool) and kind in scope.kinds)
         )
+        self._writer = StatusWriter(api, self._rng, self._failed, is_ours=self._candidate is None)
+        if self._candidate is not None:
+            self._leader = Leader(
+                api, self._candidate, now=self._now, rng=self._rng, on_change=self._lead, failed=self._failed
+            )
 
     async def run(self) -> None:
         """Follow them all, for ever; call `begin` first."""
+        assert self._writer is not None
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._writer.run())
+            if self._leader is not None:
+                tasks.create_task(self._stand(self._leader))
             for informer in self._informers:
                 tasks.create_task(informer.run())
+
+    async def hand_over(self, within: float) -> bool:
+        """Give the lease away, where it is ours; returns whether another picker was seen to have it. Raises nothing."""
+        return self._leader is not None and await self._leader.hand_over(within)
 
     async def close(self) -> None:
         """Let go of the API server, when `run` has ended."""
@@ -108,6 +135,19 @@ class KubeDiscovery:
             self._present ^= {kind}
             self._view.set_present(self._present)
 
+    # -- the election ---------------------------------------------------------------------------------------------
+
+    async def _stand(self, leader: Leader) -> None:
+        """Once all is listed: who led before that would keep a standby who is ready from it."""
+        for informer in self._informers:
+            await informer.synced.wait()
+        await leader.run()
+
+    def _lead(self, leads: bool) -> None:
+        if self._writer is not None:
+            self._writer.set_ours(leads)
+        self._on_lead(leads)
+
     # -- what comes of it -----------------------------------------------------------------------------------------
 
     def _change(self) -> None:
@@ -131,6 +171,10 @@ class KubeDiscovery:
         if self._view.is_synced != self._is_synced:
             self._is_synced = self._view.is_synced
             self._on_sync(self._is_synced)
+        statuses = self._view.statuses()
+        if statuses is not self._statuses and self._writer is not None:
+            self._statuses = statuses
+            self._writer.want(statuses)
         notes = frozenset(map(str, self._view.notes()))
         for note in sorted(notes - self._told):
             logger.warning("%s", note)

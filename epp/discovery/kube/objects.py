@@ -25,7 +25,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from epp.discovery.kube.selector import Selector, select_equal
+from epp.endpoints.selector import Selector, select_equal
 from epp.endpoints.table import Endpoint, host_text
 from epp.errors import ConfigError
 from epp.flow.policies import Target
@@ -105,6 +105,10 @@ class Pod(msgspec.Struct, frozen=True):
     """Name and text of the annotation; None: every target port is live."""
     declared: tuple[int, ...]
     """TCP ports of its containers, sorted."""
+    node: str = ""
+    """Name of the node that it runs on; empty: it runs nowhere yet."""
+    node_host: str = ""
+    """That node's address as in `Endpoint.node_address`."""
 
 
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
@@ -220,7 +224,13 @@ def endpoints_of(pod: Pod, pool: Pool) -> tuple[tuple[Endpoint, ...], tuple[Note
             ("spec.containers[].ports", f"no target port of the pool, so never routed to: {', '.join(unknown)}")
         )
     endpoints = tuple(
-        Endpoint(f"{pod.namespace}/{pod.name}-rank-{rank}", f"{pod.host}:{port}", pod.labels)
+        Endpoint(
+            f"{pod.namespace}/{pod.name}-rank-{rank}",
+            f"{pod.host}:{port}",
+            pod.labels,
+            node=pod.node,
+            node_address=pod.node_host,
+        )
         for rank, port in enumerate(pool.ports)
         if port in live
     )
@@ -308,6 +318,7 @@ class _Container(_Json, frozen=True):
 
 
 class _PodSpec(_Json, frozen=True):
+    node_name: str | None = None
     containers: list[_Container] | None = None
 
 
@@ -318,6 +329,7 @@ class _PodCondition(_Json, frozen=True):
 
 class _PodStatus(_Json, frozen=True):
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    host_ip: str | None = msgspec.field(default=None, name="hostIP")
     conditions: list[_PodCondition] | None = None
 
 
@@ -427,7 +439,17 @@ def _read_pod(_: Kind, raw: object) -> Pod:
         and any(condition.type == "Ready" and condition.status == "True" for condition in conditions),
         active_ports=next(((name, annotations[name]) for name in ACTIVE_PORTS if name in annotations), None),
         declared=tuple(sorted({port.container_port for port in ports if port.protocol in (None, "TCP")})),
+        node=pod.spec.node_name or "",
+        node_host=_node_host(pod.status.host_ip),
     )
+
+
+def _node_host(ip: str | None) -> str:
+    """Empty where it is none: nothing that serves requests hangs on it."""
+    try:
+        return host_text(ip) if ip else ""
+    except ValueError:
+        return ""
 
 
 def _host(ip: str | None) -> str:

@@ -12,11 +12,13 @@ Rules here:
 - Where both groups of a kind are installed, the new one's objects count, and the other's are ignored and noted.
 - Rules for one model come before those for all, then the oldest object's, then by namespace and name, then in the
   object's own order. Of two InferenceModels for one name the older has it; the younger is told so in its status.
+- Where there are InferenceModels, a model that neither they nor a rewrite name is as one that is Sheddable.
 - What is for another pool is no concern of this one, and is passed over in silence.
 Rejected: a status for objects that cannot be read or are ignored: a picker that does not use an object leaves its
 status to one that does.
-Source: Gateway API Inference Extension (precedence, `ModelNameInUse`), llm-d router (groups). That a deleted pool
-keeps its policies, that ties are broken, and that anything is noted, is ours.
+Source: Gateway API Inference Extension (precedence, `ModelNameInUse`, unlisted models in v0.5, where they were a
+404 before), llm-d router (groups). That a deleted pool keeps its policies, that ties are broken, and that anything is
+noted, is ours.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from epp.discovery.kube.objects import (
+    PRIORITIES,
     Condition,
     Key,
     Kind,
@@ -239,8 +242,12 @@ class ClusterView:
             del self._notes_by_pod[key]
 
     def _list_endpoints(self) -> None:
-        holders: dict[str, Key] = {}
         keys = sorted(self._by_pod)
+        listed = tuple(endpoint for key in keys for endpoint in self._by_pod[key])
+        if len({endpoint.address for endpoint in listed}) == len(listed):  # nearly always, and cheaper by half
+            self._endpoints, self._twins = listed, ()
+            return
+        holders: dict[str, Key] = {}
         for key in keys:
             for endpoint in self._by_pod[key]:
                 holder = holders.setdefault(endpoint.address, key)
@@ -328,7 +335,11 @@ def judge(objectives: list[Objective], rewrites: list[Rewrite], models: list[Mod
             conditions.append((model, _condition(model, "False", "ModelNameInUse", told)))
             notes.append(note(model.kind, model.key, "spec.modelName", told))
     return Verdict(
-        Policies({objective.name: objective.priority for objective in objectives}, tuple(each.rule for each in claims)),
+        Policies(
+            {objective.name: objective.priority for objective in objectives},
+            tuple(each.rule for each in claims),
+            PRIORITIES["Sheddable"] if names else 0,
+        ),
         tuple(
             Status(policy.kind, policy.namespace, policy.name, condition)
             for policy, condition in conditions
