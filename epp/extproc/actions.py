@@ -11,7 +11,8 @@ import msgspec
 from epp.errors import Refusal
 from epp.extproc.events import ResponseEvent
 from epp.headers import Headers
-from epp.picker import Outcome
+from epp.scheduling.reporters import Metadata
+from epp.ticket import Outcome
 
 
 class AskDecision(msgspec.Struct, frozen=True, gc=False):
@@ -51,7 +52,10 @@ class SendRequestTrailers(msgspec.Struct, frozen=True, gc=False):
 
 
 class SendResponseHeaders(msgspec.Struct, frozen=True, gc=False):
-    pass
+    """Answer to the response headers."""
+
+    set_headers: Headers = ()
+    """Each in place of all that have its name."""
 
 
 class SendResponseBody(msgspec.Struct, frozen=True, gc=False):
@@ -59,10 +63,11 @@ class SendResponseBody(msgspec.Struct, frozen=True, gc=False):
 
     data: bytes
     last: bool
+    metadata: Metadata = ()
 
 
 class SendResponseTrailers(msgspec.Struct, frozen=True, gc=False):
-    pass
+    metadata: Metadata = ()
 
 
 class SendImmediateResponse(msgspec.Struct, frozen=True):

@@ -36,7 +36,7 @@ from epp.extproc.events import (
     TunnelRequested,
 )
 from epp.extproc.messages import Beside, anything, usual
-from epp.extproc.replies import CONTINUE_RESPONSE, WRITERS
+from epp.extproc.replies import CONTINUE_RESPONSE, WRITERS, with_metadata
 from epp.headers import Headers, first
 
 
@@ -62,7 +62,7 @@ class Codec:
     def encode(self, action: Send) -> bytes:
         """Turn one action into the bytes of one ProcessingResponse."""
         if type(action) is SendResponseBody and (self._modes is None or self._modes.response is not FULL_DUPLEX):
-            return CONTINUE_RESPONSE
+            return with_metadata(CONTINUE_RESPONSE, action.metadata) if action.metadata else CONTINUE_RESPONSE
         return WRITERS[type(action)](action)
 
 

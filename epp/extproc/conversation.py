@@ -20,9 +20,13 @@ from epp.extproc.actions import (
     Finished,
     Report,
     SendImmediateResponse,
+    SendResponseBody,
+    SendResponseHeaders,
+    SendResponseTrailers,
 )
 from epp.extproc.codec import Codec
 from epp.extproc.events import (
+    BODY,
     EXPIRED,
     LOST,
     NONE,
@@ -34,7 +38,8 @@ from epp.extproc.events import (
     ResponseStarted,
 )
 from epp.extproc.exchange import Exchange, Limits
-from epp.picker import Outcome, Picker, Ticket
+from epp.picker import Picker
+from epp.ticket import Outcome, Ticket
 
 PROCESS: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 """The method whose calls are conversations."""
@@ -128,7 +133,8 @@ class Conversation:
         actions: list[Action] = exchange.receive(event, now)
         for action in actions:  # a decision appends what follows from it
             if isinstance(action, Report):
-                self._report(action.event, now)
+                if (reply := self._report(action.event, now)) is not None:  # in place of the one that comes next
+                    actions[actions.index(action) + 1] = reply
             elif isinstance(action, AskDecision):
                 actions += exchange.receive(self._decide(action, now), now)
             elif isinstance(action, Finished):
@@ -144,27 +150,31 @@ class Conversation:
         try:
             self._request = request = dialects.read(ask.headers, ask.body, limit=self._limits.max_body)
             self._ticket, body = self._picker.decide(request, ask.subset, self._started_at, now)
-            return Decided(self._ticket.decision.endpoints, (), body, self._picker.scores(self._ticket))
+            decision = self._ticket.decision
+            return Decided(decision.endpoints, decision.set_headers, body, self._picker.scores(self._ticket))
         except Refusal as refusal:
             return Refused(refusal)
         except Exception as error:
             self._picker.observer.broke("a decision", error)
             return Refused(InternalError("the endpoint picker failed on this request; its log says why"))
 
-    def _report(self, event: ResponseEvent, now: float) -> None:
+    def _report(self, event: ResponseEvent, now: float) -> Action | None:
+        """Tell the picker; returns the reply to this event where plugins have something to say in it."""
         picker, ticket = self._picker, self._ticket
         assert ticket is not None
         try:
             if isinstance(event, ResponseStarted):
                 bodies_seen = event.modes.response is not NONE
-                picker.response_started(ticket, event.headers, event.served, now, bodies_seen=bodies_seen)
-                return
+                set_headers = picker.response_started(ticket, event.headers, event.served, now, bodies_seen=bodies_seen)
+                return SendResponseHeaders(set_headers) if set_headers else None
             if event.data:
                 picker.response_data(ticket, event.data, now)
-            if isinstance(event, ResponseEnded):
-                picker.response_ended(ticket)
+            if isinstance(event, ResponseEnded) and (told := picker.response_ended(ticket)):
+                by_body = event.by is BODY
+                return SendResponseBody(event.data, True, told) if by_body else SendResponseTrailers(told)
         except Exception as error:  # the response goes on whatever we could not read of it
             picker.observer.broke("a response", error)
+        return None
 
     def _finish(self, outcome: Outcome, now: float) -> None:
         assert self._ticket is not None

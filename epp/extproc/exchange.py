@@ -62,7 +62,7 @@ from epp.extproc.events import (
     TunnelRequested,
 )
 from epp.headers import CONTROL, DESTINATION, ROUTING, Headers, present
-from epp.picker import Outcome
+from epp.ticket import Outcome
 
 CHUNK_BYTES: Final = 62_000
 """Largest piece of a body reply; the reference's, under the 64 KiB that Envoy's own documents name."""

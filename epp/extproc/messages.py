@@ -87,18 +87,18 @@ def _beside(message: pb.ProcessingRequest) -> Beside:
 
 
 def _subset(hint: Struct) -> tuple[str, ...] | None:
-    """The endpoints that the gateway allows: a list of strings, or one string with commas; anything else: no hint."""
+    """The endpoints that the gateway allows: strings, in a list or not, with commas or not; anything else: no hint."""
     if SUBSET not in hint.fields:
         return None
     value = hint.fields[SUBSET]
     match value.WhichOneof("kind"):
         case "list_value":
-            entries = [item.string_value for item in value.list_value.values]
+            texts = [item.string_value for item in value.list_value.values]
         case "string_value":
-            entries = value.string_value.split(",")
+            texts = [value.string_value]
         case _:
             return None
-    return tuple(entry.strip() for entry in entries if entry.strip())
+    return tuple(entry.strip() for text in texts for entry in text.split(",") if entry.strip())
 
 
 # -- by slicing ------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from epp.extproc.actions import (
 from epp.extproc.messages import NAMESPACE
 from epp.headers import DESTINATION, SCORES
 from epp.pb import ext_proc_pb2 as pb
+from epp.scheduling.reporters import Metadata
 
 RESPONSE_HEADERS: Final = pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString()
 RESPONSE_TRAILERS: Final = pb.ProcessingResponse(response_trailers=pb.TrailersResponse()).SerializeToString()
@@ -47,7 +48,8 @@ def _request_body(action: SendRequestBody) -> bytes:
 def _response_body(action: SendResponseBody) -> bytes:
     """As in full duplex, where it carries the piece on."""
     data, last = action.data, action.last
-    return b"".join((_before_response_body(len(data), last), data, ENDS if last else b""))
+    reply = b"".join((_before_response_body(len(data), last), data, ENDS if last else b""))
+    return with_metadata(reply, action.metadata) if action.metadata else reply
 
 
 @lru_cache(maxsize=1024)
@@ -130,6 +132,23 @@ def _set(mutation: pb.HeaderMutation, name: str, value: bytes) -> None:
     header.key, header.raw_value = name, value
 
 
+def _response_headers(action: SendResponseHeaders) -> bytes:
+    if not action.set_headers:
+        return RESPONSE_HEADERS
+    response = pb.ProcessingResponse()
+    for name, value in action.set_headers:
+        _set(response.response_headers.response.header_mutation, name, value)
+    return response.SerializeToString()
+
+
+def with_metadata(reply: bytes, told: Metadata) -> bytes:
+    """A reply and dynamic metadata: a field of its own, which protobuf reads wherever it stands."""
+    response = pb.ProcessingResponse()
+    for namespace, key, value in told:
+        response.dynamic_metadata.fields[namespace].struct_value.fields[key].number_value = value
+    return reply + response.SerializeToString()
+
+
 # -- our own answers -------------------------------------------------------------------------------------------------
 
 
@@ -148,8 +167,8 @@ WRITERS: Final[dict[type, Callable[[Any], bytes]]] = {
     SendBufferedBody: _buffered_body,
     SendRequestBody: _request_body,
     SendRequestTrailers: lambda action: REQUEST_TRAILERS,
-    SendResponseHeaders: lambda action: RESPONSE_HEADERS,
+    SendResponseHeaders: _response_headers,
     SendResponseBody: _response_body,
-    SendResponseTrailers: lambda action: RESPONSE_TRAILERS,
+    SendResponseTrailers: lambda action: with_metadata(RESPONSE_TRAILERS, action.metadata),
     SendImmediateResponse: _immediate_response,
 }

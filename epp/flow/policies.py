@@ -7,10 +7,12 @@ Rules here:
 - Rules come in order of precedence (exact before generic, then oldest first), and whoever makes them sorts them: the
   first one that matches counts. Of rules with targets it decides the model, of rules with a priority the priority.
 - A request that names no model has nothing to rewrite, and no rule matches it.
+- Where somebody lists the models that there are, as InferenceModels do, a request for another one passes and may be
+  refused first.
 - One decision draws at most once.
 Rejected: an index by model name (100 rules are looked through in 3 us, and most pools have a handful).
 Source: InferenceObjective and InferenceModelRewrite (llm-d.ai/v1alpha2), InferenceModel
-(inference.networking.x-k8s.io/v1alpha2).
+(inference.networking.x-k8s.io/v1alpha2; models that nobody lists: Gateway API Inference Extension v0.5).
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Policies(msgspec.Struct, frozen=True):
     """Priority by the name of the objective."""
     rules: tuple[Rule, ...] = ()
     """In order of precedence."""
+    unlisted: int = 0
+    """Priority of requests for a model that no rule is for, where no objective is named."""
 
 
 NO_POLICIES: Final = Policies()
@@ -70,7 +74,7 @@ def priority_of(policies: Policies, request: Request) -> int:
     """How important a request is: below 0 it may be refused so that others are served.
 
     The objective that its header names; where there is none of this name, the first matching rule that has a priority;
-    else 0.
+    else 0, and where no rule matches its model, what the policies say of such.
     """
     return _priority(policies, _matching(policies, request), request)
 
@@ -108,7 +112,9 @@ def _priority(policies: Policies, rules: list[Rule], request: Request) -> int:
     priority = policies.objectives.get(request.objective)
     if priority is not None:
         return priority
-    return next((rule.priority for rule in rules if rule.priority is not None), 0) if rules else 0
+    if rules:
+        return next((rule.priority for rule in rules if rule.priority is not None), 0)
+    return policies.unlisted if request.model else 0
 
 
 def _rewrite(rules: list[Rule]) -> Rule | None:

@@ -11,7 +11,8 @@ from epp.errors import NoEndpoint, ProtocolError, Refusal
 from epp.extproc.conversation import SILENT_EXCHANGES, Connection, Conversation
 from epp.extproc.events import BodylessRequest, BodyMode, Modes, Part, RequestEnded, RequestStarted, ResponseStarted
 from epp.extproc.exchange import Limits
-from epp.picker import Outcome, Picker, Ticket
+from epp.picker import Picker
+from epp.ticket import Outcome, Ticket
 from tests.contract.transport import picker_for
 from tests.extproc import oracle
 from tests.extproc.transcripts import WORDS

@@ -18,7 +18,8 @@ from epp.extproc.http2.faults import ConnectionLimits
 from epp.extproc.transport.grpcio import GrpcioTransport
 from epp.extproc.transport.options import Push, Transport
 from epp.extproc.transport.wire import WireTransport
-from epp.picker import Outcome, Picker
+from epp.picker import Picker
+from epp.ticket import Outcome
 from tests.contract.transport import channel, check_transcript, decided_endpoints, picker_for, stream
 from tests.extproc import oracle
 from tests.extproc.transcripts import ALL, LIMITS, WORDS, Transcript

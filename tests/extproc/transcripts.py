@@ -17,7 +17,7 @@ from epp.extproc import actions, events
 from epp.extproc.actions import Action, AskDecision, Finished, Report, SendImmediateResponse
 from epp.extproc.events import BodyMode, Event, Part
 from epp.extproc.exchange import Limits
-from epp.picker import Outcome
+from epp.ticket import Outcome
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
 LIMITS = Limits(max_body=200_000)
