@@ -1,6 +1,7 @@
 """What metrics cost: counting a request, making the page, and how long that holds up the event loop.
 
-`python -m bench.metrics [SCRAPES]` counts 20,000 requests for 50 models on 100 endpoints and prints
+`python -m bench.metrics [SCRAPES]` counts 20,000 requests for 50 models on 100 endpoints, leaves 2,000 more under way,
+and prints
 - the microseconds that one request's counting takes, with caches warm (best of many rounds) and cold (median, after
   3 MB of other memory were touched, as between two requests of a busy picker);
 - the milliseconds that the page takes, and its slowest piece;
@@ -26,14 +27,15 @@ import uvloop
 
 from epp.dialects.usage import Usage
 from epp.endpoints.table import Endpoint, Page
-from epp.picker import Outcome, Ticket
+from epp.flow.saturation import Utilization
 from epp.telemetry.exposition import Sources, render
 from epp.telemetry.http import MetricsServer, Views
 from epp.telemetry.log import Problems
 from epp.telemetry.metrics import Metrics
+from epp.ticket import Outcome, Ticket
 from tests.telemetry.builders import decision, request, table, ticket
 
-MODELS, ENDPOINTS, REQUESTS = 50, 100, 20_000
+MODELS, ENDPOINTS, REQUESTS, UNDER_WAY = 50, 100, 20_000, 2_000
 PAUSE = 0.2
 """Seconds between two scrapes."""
 PLACES = [Endpoint(f"default/vllm-{at}-rank-0", f"10.0.0.{at + 1}:8000") for at in range(ENDPOINTS)]
@@ -58,6 +60,8 @@ def fill(counted: Metrics, rng: Random) -> None:
         made = asked(rng, bodies=True)
         counted.decided(made)
         counted.finished(made, Outcome.COMPLETE, 10.0 + 20.0 * rng.random())
+    for _ in range(UNDER_WAY):
+        counted.decided(asked(rng, bodies=False))
 
 
 def counting(counted: Metrics, rng: Random) -> None:
@@ -167,7 +171,7 @@ def main(scrapes: int = 20) -> None:
     fill(counted, rng)
     counting(counted, rng)
     pool = table(PLACES, [Page(waiting=float(at), running=8.0, kv_usage=0.5) for at in range(ENDPOINTS)])
-    sources = Sources(pool, "pool", lambda: 0.5)
+    sources = Sources(pool, "pool", lambda: 0.5, detector=Utilization())
     gc.collect()
     gc.freeze()  # what a collection of everything that was imported takes is not the page's
 

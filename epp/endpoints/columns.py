@@ -6,6 +6,7 @@ Rules here:
 - What `read` returns is read-only and never written again: whoever keeps it keeps that moment.
 - For the listed slots it is made once and shared until it changes: values by a page or a count; `known` by a page that
   tells what the last one did not, and by time. Time is looked at only when the oldest page can have become too old.
+- Attributes are columns that a configuration adds. Each is told by itself, and has a freshness limit of its own.
 - Sums that change with every request are kept summed, one place at a time; whole columns are only copied.
 Rejected: handing out the columns themselves (no copy, but a scorer that keeps what it read would see it change);
 columns in the order of the list (a change of the pool would move them all, and picking rows costs 0.1 us for 8 and
@@ -15,6 +16,7 @@ columns in the order of the list (a change of the pool would move them all, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -27,7 +29,7 @@ Slots = npt.NDArray[np.int64]
 
 GAUGES: Final = ("waiting", "running", "kv_usage")
 """Told by pages; unknown once the page is older than the freshness limit."""
-FACTS: Final = ("kv_blocks", "block_size", "max_lora")
+FACTS: Final = ("kv_blocks", "block_size", "max_lora", "prompt_tokens", "prompts")
 """Told by pages too, but properties of the server: the last value holds until another is told."""
 COUNTS: Final = ("inflight", "inflight_tokens")
 """Our own counts, always known."""
@@ -48,16 +50,48 @@ class Page(msgspec.Struct, frozen=True):
     """Adapters that fit into one batch."""
     running_adapters: tuple[str, ...] | None = None
     waiting_adapters: tuple[str, ...] | None = None
+    attributes: tuple[tuple[str, float], ...] = ()
+    """Further numbers, by the names of attributes; NaN: nonsense, or not there."""
+    prompt_tokens: float | None = None
+    """Of all prompts since the server's start."""
+    prompts: float | None = None
+    """How many these are."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Nothing of it is known."""
+        return self == Page(attributes=self.attributes) and all(math.isnan(value) for _, value in self.attributes)
+
+
+class Attribute:
+    """One number of each endpoint that is no column of the table's own: who tells it is configured."""
+
+    def __init__(self, freshness: float) -> None:
+        self.freshness = freshness
+        self.values: Floats = np.empty(0)
+        self.told_at: Floats = np.empty(0)
+
+    def clear(self, slot: int) -> None:
+        self.values[slot] = np.nan
+        self.told_at[slot] = -np.inf
+
+    def read(self, slots: Slots, now: float) -> tuple[Floats, Bools]:
+        """As `EndpointTable.column`. Nothing is kept between two calls: 4 us for 100 slots, 6 us for 1,000."""
+        values = self.values[slots]
+        known = (now - self.told_at[slots] <= self.freshness) & ~np.isnan(values)
+        known.flags.writeable = False
+        return _blanked(values, (known, all_true(known))), known
 
 
 class Columns:
     """Values by slot. Who knows what a slot is, and which are listed, is the table."""
 
-    def __init__(self, freshness: float) -> None:
+    def __init__(self, freshness: float, attributes: Mapping[str, float]) -> None:
         self.freshness = freshness
         self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
         self._told_waiting: Floats = np.empty(0)  # the page's alone; the column has what was sent since on top
         self._page_at: Floats = np.empty(0)
+        self._attributes = {name: Attribute(limit) for name, limit in attributes.items()}
         self._fresh: Bools = np.empty(0, np.bool_)  # at `_aged_to`, and later until `_oldest` is too old
         self._aged_to = -math.inf
         self._oldest = math.inf  # no fresh page was asked for before
@@ -66,6 +100,10 @@ class Columns:
         self._listed_fresh: Bools | None = None
         self._listed_known: dict[str, tuple[Bools, bool]] = {}  # the flag: all of the mask is true
         self._listed_values: dict[str, Floats] = {}
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        return tuple(self._attributes)
 
     @property
     def size(self) -> int:
@@ -77,6 +115,8 @@ class Columns:
         self._columns = {name: grown(column, size) for name, column in self._columns.items()}
         self._told_waiting, self._page_at = grown(self._told_waiting, size), grown(self._page_at, size)
         self._fresh = np.append(self._fresh, np.zeros(size - len(self._fresh), np.bool_))
+        for attribute in self._attributes.values():
+            attribute.values, attribute.told_at = grown(attribute.values, size), grown(attribute.told_at, size)
 
     def clear(self, slot: int) -> None:
         """The slot has a new meaning: nothing is known of it. Call `show` before it is read."""
@@ -85,6 +125,8 @@ class Columns:
         self._told_waiting[slot] = np.nan
         self._page_at[slot] = -np.inf
         self._fresh[slot] = False
+        for attribute in self._attributes.values():
+            attribute.clear(slot)
 
     def show(self, listed: Slots) -> None:
         """These are the listed slots from now on."""
@@ -117,6 +159,14 @@ class Columns:
             self._fresh[slot] = fresh
             self._forget_masks()
 
+    def tell(self, slot: int, values: Iterable[tuple[str, float]], now: float) -> None:
+        """Attributes of a slot, by name; NaN: not known. Those that there are not are ignored."""
+        for name, value in values:
+            attribute = self._attributes.get(name)
+            if attribute is not None:
+                attribute.values[slot] = value
+                attribute.told_at[slot] = now
+
     def count(self, slot: int, requests: int, tokens: float, recent: int) -> None:
         """So many requests and prefill tokens more, or less; `recent` as for `take`."""
         columns, shown = self._columns, self._listed_values
@@ -136,6 +186,8 @@ class Columns:
 
     def read(self, name: str, slots: Slots, now: float) -> tuple[Floats, Bools]:
         """See `EndpointTable.column`."""
+        if name in self._attributes:
+            return self._attributes[name].read(slots, now)
         if now - self._oldest > self.freshness or now < self._aged_to:
             self._age(now)
         if slots is not self._listed:

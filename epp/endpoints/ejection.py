@@ -10,9 +10,19 @@ Rules here:
 - Results that arrive during the pause change nothing, neither do those of requests sent before it ended: what was
   under way when the endpoint broke must not eject it a second time.
 - State belongs to a slot and its generation: another endpoint in the same slot starts clean.
+- That another endpoint served in its place is a failure only of one that the proxy knows: a refused connection looks
+  like a name that is no host of the proxy's yet. Known is who was sent a request that it answered itself, with whatever
+  status, since it was listed; and everyone `unknown_for` seconds after that.
+  (a) Our own EDS tells a new endpoint within a fraction of a second: its first requests are passed over, then it
+  answers and is judged like any other. (b) A gateway whose discovery lags by seconds: likewise. A lag of more than
+  `unknown_for` costs pauses, which end before it has lasted twice as long.
+  (c) One that is dead from the start never answers: it is judged after `unknown_for`, and until then slow start,
+  whose window is as long, bounds what it attracts (where all are new, it gets its share); each such request is retried.
 Rejected: a failure rate over a window (at one request a minute it never fires, at 1,000/s it fires late); active
 probes (a model server's health path answers while its engine is wedged); counting the failed scrapes in (a page that
-does not come makes values unknown, and nothing else).
+does not come makes values unknown, and nothing else). For who is known: its first answer alone (what is dead from the
+start would be sought for ever); a time alone (a picker that has just started would overlook the death of a server that
+it has used); Envoy's number of attempts (`include_attempt_count_in_response`: exact, but only where it is turned on).
 Source: Envoy's outlier detection (`consecutive_5xx` 5; pause = `base_ejection_time` x ejections in a row, at most
 `max_ejection_time` 300 s; `max_ejection_percent`). The base is 10 s here instead of 30 s, the share 50 % instead of
 10 %: pools are small and model servers restart in place.
@@ -39,6 +49,8 @@ class EjectionParams(msgspec.Struct, frozen=True):
     """Seconds that no pause exceeds."""
     share: float = 0.5
     """Share of the pool that may be out at once, rounded down; one endpoint always stays in."""
+    unknown_for: float = 10.0
+    """Seconds after it was listed for which the proxy may not know an endpoint that has not answered yet."""
 
 
 class History:
@@ -69,6 +81,7 @@ class Ejection:
         self._flags: Bools = np.zeros(0, np.bool_)  # the same, one a slot
         self._seen: Slots = table.listed  # what `_out` was counted for
         self._next_return = math.inf
+        self._known_from: dict[int, float] = {}  # slot -> when a request was sent that it answered while it was new
         self.total = 0
         """Ejections ever."""
 
@@ -81,6 +94,8 @@ class Ejection:
         Args:
             sent_at: when the request was sent; default: just now.
         """
+        if now - self._table.last_join < self._params.unknown_for:
+            self._answered(slot, min(sent_at, now))
         if not self._histories:
             return
         history = self._history(slot)
@@ -93,21 +108,24 @@ class Ejection:
             del self._histories[slot]
 
     def failed(self, slot: int, now: float, *, sent_at: float = math.inf) -> None:
-        """The endpoint answered 5xx, refused the connection, or reset it. Call it while the slot still holds the
-        request, or has an address that was just looked up: so the slot cannot mean another endpoint yet.
+        """The endpoint itself answered 5xx. Call it while the slot still holds the request, or has an address that was
+        just looked up: so the slot cannot mean another endpoint yet.
 
         Args:
             sent_at: when the request was sent; default: just now.
         """
-        history = self._history(slot)
-        if history is None:
-            history = self._histories[slot] = History(self._table.generation(slot))
-        if not self._counts(history, now, sent_at):
-            return
-        history.failures += 1
-        on_probation = history.in_a_row > 0 and history.sound_since is None
-        if on_probation or history.failures >= self._params.failures:
-            self._eject(slot, history, now)
+        self._answered(slot, min(sent_at, now))
+        self._count(slot, now, sent_at)
+
+    def passed_over(self, slot: int, now: float, *, sent_at: float = math.inf) -> None:
+        """Another endpoint served in its place, or the proxy answered 5xx and does not say for whom: a failure of the
+        endpoint, which refused the connection or reset it, unless the proxy may not have known it. Call it as `failed`.
+
+        Args:
+            sent_at: when the request was sent; default: just now.
+        """
+        if min(sent_at, now) >= self._known_since(slot):
+            self._count(slot, now, sent_at)
 
     def anyone(self, now: float) -> bool:
         """Whether anyone at all is out, which is rare: a look at this saves `out` and what is done with its mask."""
@@ -125,6 +143,28 @@ class Ejection:
         return mask
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    def _known_since(self, slot: int) -> float:
+        """When the proxy knew the endpoint for sure."""
+        listed = self._table.listed_at(slot)
+        answered = self._known_from.get(slot, -math.inf)
+        return answered if answered > listed else listed + self._params.unknown_for
+
+    def _answered(self, slot: int, sent_at: float) -> None:
+        """The endpoint answered a request itself: the proxy knew it when the request was sent."""
+        if self._table.listed_at(slot) < sent_at < self._known_since(slot):
+            self._known_from[slot] = sent_at
+
+    def _count(self, slot: int, now: float, sent_at: float) -> None:
+        history = self._history(slot)
+        if history is None:
+            history = self._histories[slot] = History(self._table.generation(slot))
+        if not self._counts(history, now, sent_at):
+            return
+        history.failures += 1
+        on_probation = history.in_a_row > 0 and history.sound_since is None
+        if on_probation or history.failures >= self._params.failures:
+            self._eject(slot, history, now)
 
     def _history(self, slot: int) -> History | None:
         history = self._histories.get(slot)

@@ -15,13 +15,13 @@ Rules here:
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
 import numpy as np
 
 from epp.endpoints.columns import COUNTS, FACTS, GAUGES, Bools, Columns, Floats, Page, Slots, all_true, grown
+from epp.endpoints.endpoint import Endpoint, address_text, host_text
+from epp.endpoints.rows import Hold, Slot
 
 __all__ = (
     "COUNTS",
@@ -42,66 +42,23 @@ __all__ = (
 )
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """One rank of one model server."""
-
-    name: str
-    """"<namespace>/<pod>-rank-<i>", unique in the pool."""
-    address: str
-    """"ip:port" as Envoy spells it: IPv6 in its shortest form and in brackets."""
-    labels: dict[str, str] = {}
-    metrics_address: str = ""
-    """"host:port" to scrape; empty: `address`."""
-
-
-class Hold:
-    """One admitted request's share of one slot's counts. Made by `admit`, ended by `release`."""
-
-    __slots__ = ("generation", "released", "sequence", "slot", "tokens")
-
-    def __init__(self, slot: int, generation: int, sequence: int, tokens: float) -> None:
-        self.slot = slot
-        self.generation = generation
-        self.sequence = sequence
-        self.tokens = tokens
-        """Prefill tokens still counted."""
-        self.released = False
-
-
-class Slot:
-    """Scalar facts of one row. Columns that scorers read are arrays of the table."""
-
-    __slots__ = ("adapters", "base", "endpoint", "generation", "listed", "mark", "next_recent", "recent", "sequence")
-
-    def __init__(self, endpoint: Endpoint, generation: int) -> None:
-        self.endpoint = endpoint
-        self.generation = generation
-        self.listed = True
-        """Discovery lists it. False: it left, and requests still run on it."""
-        self.sequence = 0
-        """Requests ever admitted here."""
-        self.base = 0
-        """Requests with at least this sequence were admitted after the current page was asked for."""
-        self.mark: int | None = None
-        """`base` of the page that is being fetched now; None: none is."""
-        self.recent = 0
-        """In-flight requests with at least `base`."""
-        self.next_recent = 0
-        """In-flight requests with at least `mark`."""
-        self.adapters: dict[str, float] = {}
-        """State of each adapter that runs (2) or waits (1) here."""
-
-
 class EndpointTable:
     """Everything known of every endpoint of one pool."""
 
-    def __init__(self, *, freshness: float = 2.0, on_forget: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        freshness: float = 2.0,
+        attributes: Mapping[str, float] = {},
+        on_forget: Callable[[int], None] | None = None,
+    ) -> None:
         """
         Args:
             freshness: seconds after which a page's gauges are unknown (`--metrics-staleness-threshold`).
+            attributes: further columns, each with the seconds after which what was told of it is unknown.
             on_forget: called with a slot that is about to mean something else, so that others forget it too.
         """
-        self._columns = Columns(freshness)
+        self._columns = Columns(freshness, attributes)
         self._on_forget = on_forget
         self._rows: list[Slot | None] = []
         self._generation = 0
@@ -110,6 +67,7 @@ class EndpointTable:
         self._leaving: dict[int, None] = {}  # off the list, requests still run; the two above know listed ones only
         self._changed = False
         self._joined_at: Floats = np.empty(0)
+        self._listed_at: Floats = np.empty(0)
         self._last_join = -np.inf
         self._listed: Slots = np.empty(0, np.int64)
         self._adapters: dict[str, Floats] = {}
@@ -172,6 +130,10 @@ class EndpointTable:
         """Discovery lists it; False: it left, and requests still run on it."""
         return self._row(slot).listed
 
+    def listed_at(self, slot: int) -> float:
+        """When discovery listed it: the last time that it joined or came back, whatever `rejoin` said since."""
+        return self._listed_at.item(slot)
+
     def joined_at(self, slot: int) -> float:
         """When the endpoint joined, came back, or was let in again."""
         return float(self._joined_at[slot])
@@ -194,6 +156,11 @@ class EndpointTable:
     def listed(self) -> Slots:
         """Slots that discovery lists, in the order in which they were first listed. Read-only."""
         return self._listed
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the columns that the configuration adds."""
+        return self._columns.attributes
 
     @property
     def width(self) -> int:
@@ -220,7 +187,19 @@ class EndpointTable:
             row.base, row.mark = row.mark, None
             row.recent = row.next_recent
         self._columns.take(slot, page, row.recent, now)
+        if page.attributes:
+            self._columns.tell(slot, page.attributes, now)
         self._set_adapters(slot, row, page)
+
+    def attributes_told(self, slot: int, generation: int, values: Iterable[tuple[str, float]], now: float) -> None:
+        """Take attributes over, by name; NaN: not known. Ignored when the slot has changed its meaning.
+
+        Args:
+            now: when they were asked for.
+        """
+        row = self._rows[slot]
+        if row is not None and row.generation == generation:
+            self._columns.tell(slot, values, now)
 
     def page_ages(self, now: float) -> Floats:
         """Seconds since each slot's last page was asked for, by slot; inf: there never was one."""
@@ -240,22 +219,24 @@ class EndpointTable:
 
     # -- what runs -----------------------------------------------------------------------------------------------
 
-    def admit(self, slot: int, prefill_tokens: float = 0.0) -> Hold:
+    def admit(self, slot: int, prefill_tokens: float = 0.0, output_tokens: float = 0.0) -> Hold:
         """Count one request onto a slot. The hold must be released exactly once."""
         row = self._row(slot)
-        prefill_tokens = float(round(prefill_tokens))  # sums of whole numbers are exact, so they return to 0
-        hold = Hold(slot, row.generation, row.sequence, prefill_tokens)
+        tokens = float(round(prefill_tokens))  # sums of whole numbers are exact, so they return to 0
+        if output_tokens:
+            tokens += (output_tokens := float(round(output_tokens)))
+        hold = Hold(slot, row.generation, row.sequence, tokens, output_tokens)
         row.sequence += 1
         row.next_recent += 1
         row.recent += 1
-        self._columns.count(slot, 1, prefill_tokens, row.recent)
+        self._columns.count(slot, 1, tokens, row.recent)
         return hold
 
     def prefill_done(self, hold: Hold) -> None:
         """The first token has come: its prefill tokens are no load any more."""
-        if not hold.released and hold.tokens:
-            self._columns.count_tokens(hold.slot, -hold.tokens)
-            hold.tokens = 0.0
+        if not hold.released and hold.tokens > hold.output_tokens:
+            self._columns.count_tokens(hold.slot, hold.output_tokens - hold.tokens)
+            hold.tokens = hold.output_tokens
 
     def release(self, hold: Hold) -> None:
         """Count the request out. A second call does nothing."""
@@ -286,7 +267,7 @@ class EndpointTable:
         ended: a burst within one scrape interval sees itself.
 
         Raises:
-            KeyError: no such column.
+            KeyError: no such column, or attribute.
         """
         return self._columns.read(name, slots, now)
 
@@ -326,6 +307,7 @@ class EndpointTable:
         row.endpoint, row.listed = endpoint, True
         self._leaving.pop(slot, None)
         self._by_name[endpoint.name] = self._by_address[endpoint.address] = slot
+        self._listed_at[slot] = now
         self.rejoin(slot, now)
         self._changed = True
         return slot
@@ -355,7 +337,7 @@ class EndpointTable:
             size = max(16, 2 * slot)
             self._columns.grow(size)
             self._adapters = {name: grown(column, size) for name, column in self._adapters.items()}
-            self._joined_at = grown(self._joined_at, size)
+            self._joined_at, self._listed_at = grown(self._joined_at, size), grown(self._listed_at, size)
         return slot
 
     def _clear(self, slot: int, endpoint: Endpoint) -> None:
@@ -443,27 +425,3 @@ class Candidates:
     def keep(self, mask: Bools) -> Candidates:
         """The candidates where `mask`, shape (N,), is true, in the same order."""
         return Candidates(self.table, self.slots[mask], self.now)
-
-
-def address_text(host: str, port: int) -> str:
-    """ "ip:port" as Envoy spells it, so that names match: shortest IPv6 form, in brackets.
-
-    Raises:
-        ValueError: host is not an IP address, or port not in 1..65535.
-    """
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port {port} is not in 1..65535")
-    return f"{host_text(host)}:{port}"
-
-
-def host_text(host: str) -> str:
-    """The host part of `address_text`: an IPv4 address as it is, IPv6 in its shortest form and in brackets.
-
-    Raises:
-        ValueError: host is not an IP address.
-    """
-    ip = ipaddress.ip_address(host)
-    if ip.version == 4:
-        return str(ip)
-    mapped = ip.ipv4_mapped  # inet_ntop writes these with dots, ipaddress only since Python 3.13
-    return f"[::ffff:{mapped}]" if mapped is not None else f"[{ip.compressed}]"

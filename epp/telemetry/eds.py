@@ -13,8 +13,8 @@ Rules here:
   Envoy that does not read holds one response, and a rollout of 1,000 pods is no 1,000 responses.
 - A message that answers the last response and asks for nothing new is not answered. A rejection is told to the
   operator, and the next response is the next change.
-While an Envoy asks, the table is looked at once in LOOK seconds: 0.1 us, a comparison of two references. Rejected: a
-callback of the table, which needs a timer all the same to say 1,000 changes once; Delta: 1,000 endpoints are 23 KB.
+While an Envoy asks, the table is looked at once in LOOK seconds: a comparison of two references. Rejected: a callback
+of the table, which needs a timer all the same to say 1,000 changes once; Delta: 1,000 endpoints are 23 KB.
 Source: Envoy's xDS protocol, "State of the World"; envoy/service/discovery/v3/discovery.proto.
 """
 
@@ -43,10 +43,9 @@ from epp.telemetry.log import Problems
 
 STREAM: Final = "/envoy.service.endpoint.v3.EndpointDiscoveryService/StreamEndpoints"
 TYPE: Final = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-LOOK: Final = 0.01
-"""Seconds between two looks at the table. For so long, and 2 ms more, a decision may name an endpoint that Envoy does
-not know yet. Envoy then takes the next of the list, which looks like a failure of the first: at 0.05 s a new endpoint
-that was sought by short requests was ejected (5 failures in a row) in 6 of 20 tries, at 0.01 s in none of 80."""
+LOOK: Final = 0.1
+"""Seconds between two looks at the table. For so long a decision may name an endpoint that Envoy does not know yet, and
+Envoy takes the next of the list: it serves nothing before, and is not blamed for that (`epp.endpoints.ejection`)."""
 MOST_NAMES: Final = 64
 """Names that one stream may ask for; each is another copy of the pool."""
 LONGEST_NAME: Final = 1024

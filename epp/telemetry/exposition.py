@@ -13,7 +13,8 @@ Rejected: prometheus_client's `generate_latest`, which takes 240 ms for the larg
 with a model of its own: 40,000 lines, 7.3 MB). Filling templates takes 48 ms with 100 endpoints for each of them as
 well (62,000 lines, 8.2 MB), 0.5 ms for the slowest piece. Its parser is the judge in the tests, and its process
 collector supplies process_*.
-Left out: plugin_duration_seconds, which would need a clock inside the pure core, read twice for every plugin.
+Left out: plugin_duration_seconds, which would need a clock inside the pure core, read twice for every plugin (1.3 us
+for six of them); what else is not there is in docs/metrics.md.
 Source: llm-d router, `pkg/epp/metrics`; the text format, version 0.0.4.
 """
 
@@ -31,6 +32,7 @@ import numpy as np
 from prometheus_client import ProcessCollector, generate_latest
 
 from epp.endpoints.table import EndpointTable
+from epp.flow.saturation import Detector, Utilization
 from epp.telemetry.metrics import Metrics, RequestSeries
 from epp.telemetry.series import Histogram
 
@@ -43,6 +45,7 @@ OBJECTIVE: Final = "inference_objective_"
 POOL: Final = "inference_pool_"
 EXTENSION: Final = "inference_extension_"
 SCHEDULER: Final = "llm_d_inference_scheduler_"
+PD_HANDLER: Final = "pd-profile-handler"
 
 MODEL: Final = ("model_name", "target_model_name")
 REQUEST: Final = (*MODEL, "fairness_id", "priority")
@@ -53,10 +56,15 @@ LINES: Final = 200
 """Most samples in a piece of the page."""
 SERIES: Final = 6
 """Most histograms in a piece: 40 lines each."""
+TICKETS: Final = 250
+"""Most requests under way that are gone through between two pieces."""
 PREFIX_PRODUCER: Final = "approx-prefix-cache-producer"
 INFLIGHT_PRODUCER: Final = "inflight-load-producer"
+DETECTOR: Final = "utilization-detector"
 SCRAPE_SOURCE: Final = "metrics-data-source"
 SCRAPE_EXTRACTOR: Final = "core-metrics-extractor"
+GPU_SOURCE: Final = "dcgm-data-source"
+GPU_EXTRACTOR: Final = "dcgm-extractor"
 
 REQUEST_HISTOGRAMS: Final = (
     ("request_duration_seconds", "request_duration_seconds", "duration", "From request headers to the answer's end."),
@@ -89,8 +97,12 @@ class Sources(msgspec.Struct, frozen=True):
     """The table's clock."""
     version: str = ""
     commit: str = ""
+    detector: Detector | None = None
+    """Says how full the pool is, when it is asked; None: that is not told."""
     scrape_errors: Callable[[], tuple[int, int]] = lambda: (0, 0)
     """Pages of model servers that did not come, and that could not be read, ever."""
+    gpu_errors: Callable[[], tuple[int, int]] | None = None
+    """Likewise of their GPUs' pages; None: they are not fetched."""
     streams: Callable[[], tuple[int, int]] | None = None
     """ext_proc streams, open now and ever opened; None: not told (`--enable-grpc-stream-metrics`)."""
     breaches: Callable[[], Mapping[str, int]] | None = None
@@ -99,6 +111,8 @@ class Sources(msgspec.Struct, frozen=True):
     """Endpoints that are ejected now, and ejections ever."""
     prefix_blocks: Callable[[], int] | None = None
     """Entries of the approximate prefix index; None: there is none."""
+    reloads: Callable[[], tuple[int, int]] | None = None
+    """Times that a changed configuration was taken, and that one was refused; None: it is in no file."""
 
 
 def render(metrics: Metrics, sources: Sources) -> Iterator[bytes]:
@@ -107,8 +121,10 @@ def render(metrics: Metrics, sources: Sources) -> Iterator[bytes]:
         _requests(metrics),
         _decisions(metrics),
         _pool(sources),
-        _inflight(sources),
+        _saturation(sources),
+        _inflight(metrics, sources),
         _edges(sources),
+        _reloads(sources),
         _prefix(metrics, sources),
         _streams(metrics, sources),
         _ours(metrics, sources),
@@ -140,7 +156,7 @@ def label_text(names: Labels, values: Labels) -> str:
 
 def _requests(metrics: Metrics) -> Iterator[bytes]:
     sets = list(metrics.requests)
-    decided = [(labels, series.requests, series.running) for labels, series in sets if series.requests]
+    decided = [(labels, series.requests, len(series.under_way)) for labels, series in sets if series.requests]
     errors = [((*labels, code), count) for labels, series in sets for code, count in series.errors.items()]
     about = "Requests that got a decision."
     total = [(labels, count) for labels, count, _ in decided]
@@ -177,6 +193,10 @@ def _decisions(metrics: Metrics) -> Iterator[bytes]:
         yield from histograms(name, "Time to decide.", (), [((), metrics.scheduling)])
         names = ("status", "target_model_name", endpoint, "namespace", "port")
         yield from family(f"{prefix}scheduler_attempts_total", "counter", about, names, _attempts(metrics))
+    about, rewrite = "Decisions whose target model a rule chose.", ("model_rewrite_name", "model_name", "target_model")
+    for prefix in (CANONICAL, EXTENSION):
+        yield from family(f"{prefix}model_rewrite_decisions_total", "counter", about, rewrite, metrics.rewrites)
+    yield from _plans(metrics)
     about = "From request headers to the decision or the refusal."
     name = f"{CANONICAL}request_processing_duration_seconds"
     yield from histograms(name, about, (), [((), metrics.request_processing)])
@@ -218,39 +238,85 @@ def _pool(sources: Sources) -> Iterator[bytes]:
         yield from family(name, "gauge", about, ("name", label), queues)
 
 
-def _inflight(sources: Sources) -> Iterator[bytes]:
-    """Counts of every endpoint, also of those that left while requests run on them.
+def _saturation(sources: Sources) -> Iterator[bytes]:
+    """How full the pool is, as admission asks it, but over every endpoint that discovery lists."""
+    detector, pool = sources.detector, sources.pool
+    if detector is None:
+        return
+    saturation = detector.saturation(sources.table.candidates(sources.now()))
+    about = "How full the pool is: 0 idle, 1 or more full."
+    names, value = ("inference_pool", "stage"), [((pool, "effective"), saturation.value)]
+    for prefix in (CANONICAL, EXTENSION):
+        yield from family(f"{prefix}flow_control_pool_saturation", "gauge", about, names, value)
+    if isinstance(detector, Utilization):
+        about = "Endpoints that count as full because nothing recent is known of them."
+        name, stale = f"{CANONICAL}flow_control_stale_endpoints", [((DETECTOR,), saturation.unknown)]
+        yield from family(name, "gauge", about, ("detector",), stale)
 
-    The reference splits them by fairness_id and priority; here they are one series an endpoint, so sums by endpoint
-    agree and the number of series does not depend on clients.
-    """
-    table, now = sources.table, sources.now()
-    slots = np.array([slot for slot in range(table.width) if table.generation(slot)], np.int64)
-    places = [_split(table.endpoint(slot).name) for slot in slots.tolist()]
-    labels = [(name, namespace, INFLIGHT_PRODUCER) for namespace, name in places]
-    requests: list[float] = table.column("inflight", slots, now)[0].tolist()
-    tokens: list[float] = table.column("inflight_tokens", slots, now)[0].tolist()
-    names = ("endpoint_name", "namespace", "producer_name")
-    about = "Requests under way on each endpoint."
-    yield from family(
-        f"{CANONICAL}inflight_requests", "gauge", about, names, _summed(zip(labels, requests, strict=True))
-    )
-    about = "Prompt tokens under way on each endpoint, of requests whose answer has not begun."
-    yield from family(f"{CANONICAL}inflight_tokens", "gauge", about, names, _summed(zip(labels, tokens, strict=True)))
+
+def _inflight(metrics: Metrics, sources: Sources) -> Iterator[bytes]:
+    """Counts of every endpoint and flow, also of endpoints that left while requests run on them. A listed endpoint on
+    which nothing runs has one series, of no flow. There are no more series than requests under way and endpoints."""
+    table, counts = sources.table, dict[Labels, tuple[float, float]]()
+    for seen, (key, tokens) in enumerate(_shares(metrics, table), 1):
+        requests, others = counts.get(key, (0, 0.0))
+        counts[key] = requests + 1, others + tokens
+        if seen % TICKETS == 0:
+            yield b""
+    busy = {name for name, _, _ in counts}
+    for endpoint in map(table.endpoint, table.listed.tolist()):
+        if endpoint.name not in busy:
+            counts[endpoint.name, "", ""] = 0, 0.0
+    names = ("endpoint_name", "namespace", "producer_name", "fairness_id", "priority")
+    for which, what, about in (
+        (0, "requests", "Requests under way on each endpoint."),
+        (1, "tokens", "Prompt tokens under way on each endpoint, of requests whose answer has not begun."),
+    ):
+        samples = ((_inflight_labels(key), count[which]) for key, count in counts.items())
+        yield from family(f"{CANONICAL}inflight_{what}", "gauge", about, names, samples)
+
+
+def _shares(metrics: Metrics, table: EndpointTable) -> Iterator[tuple[Labels, float]]:
+    """Of each request under way, where it is counted: name of the endpoint, fairness id, priority; and its tokens."""
+    for labels, series in metrics.requests:
+        flow = labels[2:]
+        for ticket in list(series.under_way):
+            if not ticket.hold.released:
+                yield (ticket.endpoint.name, *flow), ticket.hold.tokens
+            for hold in ticket.helpers:
+                if not hold.released:
+                    yield (table.endpoint(hold.slot).name, *flow), hold.tokens
+
+
+def _inflight_labels(key: Labels) -> Labels:
+    namespace, name = _split(key[0])
+    return (name, namespace, INFLIGHT_PRODUCER, *key[1:])
 
 
 def _edges(sources: Sources) -> Iterator[bytes]:
     build = [((sources.commit, sources.version), 1)]
     for prefix in (CANONICAL, EXTENSION):
         yield from family(f"{prefix}info", "gauge", "The build.", ("commit", "build_ref"), build)
-    polls, extracts = sources.scrape_errors()
+    errors = [((SCRAPE_SOURCE, SCRAPE_EXTRACTOR), sources.scrape_errors())]
+    if sources.gpu_errors is not None:
+        errors.append(((GPU_SOURCE, GPU_EXTRACTOR), sources.gpu_errors()))
+    polls: list[Sample] = [((source,), failed) for (source, _), (failed, _) in errors]
+    extracts: list[Sample] = [(who, failed) for who, (_, failed) in errors]
     for prefix in (CANONICAL, SCHEDULER):
         about = "Pages of model servers that did not come."
         name = f"{prefix}datalayer_poll_errors_total"
-        yield from family(name, "counter", about, ("source_type",), [((SCRAPE_SOURCE,), polls)])
+        yield from family(name, "counter", about, ("source_type",), polls)
         about = "Pages of model servers that could not be read."
         name, labels = f"{prefix}datalayer_extract_errors_total", ("source_type", "extractor_type")
-        yield from family(name, "counter", about, labels, [((SCRAPE_SOURCE, SCRAPE_EXTRACTOR), extracts)])
+        yield from family(name, "counter", about, labels, extracts)
+
+
+def _reloads(sources: Sources) -> Iterator[bytes]:
+    if sources.reloads is not None:
+        taken, refused = sources.reloads()
+        about = "Times that the configuration file changed, and whether what it says then was taken."
+        counts: list[Sample] = [(("taken",), taken), (("refused",), refused)]
+        yield from family(f"{OURS}config_reloads_total", "counter", about, ("result",), counts)
 
 
 def _prefix(metrics: Metrics, sources: Sources) -> Iterator[bytes]:
@@ -298,9 +364,9 @@ def _ours(metrics: Metrics, sources: Sources) -> Iterator[bytes]:
     about = "Decisions in which a signal that a scorer needs was unknown for a candidate."
     unknown = [((), metrics.unknown_signals)]
     yield from family(f"{OURS}unknown_signal_decisions_total", "counter", about, (), unknown)
-    about = "Decisions made without a plugin that failed."
+    about = "Decisions made without a plugin that failed, or was left out for having failed, or without a stage."
     failures = metrics.plugin_failures
-    yield from family(f"{OURS}plugin_failures_total", "counter", about, ("plugin_name",), failures)
+    yield from family(f"{OURS}plugin_failures_total", "counter", about, ("plugin_name", "kind"), failures)
     about = "Mistakes of our own, contained."
     yield from family(f"{OURS}mistakes_total", "counter", about, ("in",), metrics.mistakes)
     if sources.ejections is not None:
@@ -358,6 +424,16 @@ def _go_float(value: float) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _plans(metrics: Metrics) -> Iterator[bytes]:
+    """The older handler has a family of its own; the twins do not name the handler."""
+    about, names = "Decisions by the stages that came of them.", ("plugin_name", "plugin_type", "model_name")
+    for name, older in (("disagg_decision_total", False), ("pd_decision_total", True)):
+        plans = [each for each in metrics.plans if (each[0][1] == PD_HANDLER) is older]
+        yield from family(f"{CANONICAL}{name}", "counter", about, (*names, "decision_type"), plans)
+        twins = _summed((labels[2:], count) for labels, count in plans)
+        yield from family(f"{SCHEDULER}{name}", "counter", about, ("model_name", "decision_type"), twins)
 
 
 def _summed(rows: Iterable[Sample]) -> list[Sample]:

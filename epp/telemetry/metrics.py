@@ -8,6 +8,8 @@ Rules here:
   of a streamed answer that Envoy shows is one observation, 0.2 us; nothing else is recorded per chunk.
 - Labels are resolved when a request is decided, and found again by what the request says and where it went: its
   ticket remembers its series until it is finished.
+- Who is under way is a set of tickets for each set of labels; what is told of them by endpoint is counted when somebody
+  scrapes, since a ticket knows its endpoint and its tokens better than a copy of them would.
 - Meaning follows the reference, so that dashboards agree, but for its gaps: exchanges that were cut count too,
   usage counts once however often an engine repeats it, and a model server's error is seen as one.
 Source: llm-d router, `pkg/epp/metrics` (names, labels, buckets) and `pkg/epp/handlers` (moments).
@@ -22,9 +24,10 @@ from epp.dialects.body import BYTES_PER_TOKEN
 from epp.dialects.request import Request
 from epp.endpoints.table import Endpoint
 from epp.errors import NoEndpoint, Refusal
-from epp.picker import Outcome, Ticket
+from epp.flow.policies import Rule
 from epp.telemetry.log import Problems
 from epp.telemetry.series import Capped, Counter, Histogram, LabelSets, Limits, cut
+from epp.ticket import Outcome, Ticket
 
 MODEL_SERVER_ERROR: Final = "ModelServerError"
 """`error_code` of an answer that a model server gave with a status of 400 or more."""
@@ -80,24 +83,29 @@ class RequestSeries:
         "errors",
         "input_tokens",
         "itl",
+        "model",
         "ntpot",
         "output_tokens",
         "request_size",
         "requests",
         "response_size",
-        "running",
+        "rewrites",
         "target_model",
         "tpot",
         "ttft",
         "ttft_streaming",
+        "under_way",
     )
 
     def __init__(self, labels: tuple[str, ...]) -> None:
-        self.target_model = labels[1]
-        """As it stands in the label."""
+        self.model, self.target_model = labels[:2]
+        """As they stand in the labels."""
         self.requests = 0
         """Requests that got a decision; refused ones are errors, not requests (as in the reference)."""
-        self.running = 0
+        self.under_way: set[Ticket] = set()
+        """Requests that are decided and not finished."""
+        self.rewrites: dict[str, list[float]] = {}
+        """By a rule's source: where requests are counted whose target model it chose. Forgotten when there are many."""
         self.attempts: dict[str, tuple[Endpoint, list[float]]] = {}
         """By address: where decisions for this endpoint are counted. Forgotten when there are too many."""
         self.errors: dict[str, int] = {}
@@ -135,6 +143,10 @@ class Metrics:
         """Decisions by target model, pod, namespace and port."""
         self.failed_attempts = Counter(1, limits.label_sets)
         """Requests for which no endpoint was found, by target model."""
+        self.rewrites = Counter(3, limits.label_sets)
+        """Decisions whose target model a rule chose, by the name of its resource, model and target model."""
+        self.plans = Counter(4, limits.label_sets)
+        """Decisions for which a handler weighed stages, by its name and type, target model, and what came of it."""
         self.scheduling = Histogram(SCHEDULING)
         self.request_processing = Histogram(REQUEST_PROCESSING)
         self.response_processing = Histogram(RESPONSE_PROCESSING)
@@ -147,8 +159,8 @@ class Metrics:
         """Seconds until exchanges ended that saw no response headers."""
         self.unknown_signals = 0
         """Decisions in which a signal that a scorer needs was unknown for a candidate."""
-        self.plugin_failures = Counter(1)
-        """Decisions made without a plugin that failed, by plugin."""
+        self.plugin_failures = Counter(2)
+        """Decisions made without a plugin that failed, by plugin and kind of failure."""
         self.mistakes = Counter(1)
         """Mistakes of our own, by what broke."""
         self.silent_connections = 0
@@ -164,7 +176,7 @@ class Metrics:
         if request.stream:
             ticket.gaps = series.itl
         series.requests += 1
-        series.running += 1
+        series.under_way.add(ticket)
         series.request_size.observe(request.size_bytes)
         self.request_processing.observe(ticket.decided_at - ticket.started_at)
         self.scheduling.observe(decision.cost_us * 1e-6)
@@ -173,8 +185,12 @@ class Metrics:
             self.hit_bytes.observe(decision.matched_tokens * BYTES_PER_TOKEN)
         if 1 in decision.unknown.tobytes():  # any() costs a microsecond more, whatever the length
             self.unknown_signals += 1
-        for failure in decision.failures:
-            self.plugin_failures.add(failure.plugin)
+        for failure in decision.every_failure():
+            self.plugin_failures.add(failure.plugin, failure.kind)
+        if ticket.rule is not None:
+            self._rewrites_of(series, ticket.rule)[0] += 1.0
+        if decision.plan:
+            self.plans.add(*decision.handler, series.target_model, decision.plan)
         endpoint = ticket.endpoint
         known, cell = series.attempts.get(endpoint.address, NOWHERE)
         if known is not endpoint:
@@ -198,7 +214,7 @@ class Metrics:
         recorded for whole answers."""
         series = ticket.seen
         assert isinstance(series, RequestSeries), "a ticket is decided before it is finished"
-        series.running -= 1
+        series.under_way.discard(ticket)
         self.outcomes[outcome] += 1
         took = now - ticket.started_at
         if outcome is UNANSWERED:
@@ -273,6 +289,17 @@ class Metrics:
             self._known[key] = series
         return series
 
+    def _rewrites_of(self, series: RequestSeries, rule: Rule) -> list[float]:
+        """Where requests are counted whose target model this rule chose."""
+        cell = series.rewrites.get(rule.source)
+        if cell is None:
+            name = cut(resource_name(rule.source), self._limits.label_length)
+            cell = self.rewrites.cell(name, series.model, series.target_model)
+            if len(series.rewrites) >= REMEMBERED:
+                series.rewrites.clear()
+            series.rewrites[rule.source] = cell
+        return cell
+
     def _attempts_of(self, series: RequestSeries, endpoint: Endpoint) -> list[float]:
         """Where decisions for an endpoint are counted that was not asked for yet, or is another than it was."""
         namespace, _, pod = endpoint.name.rpartition("/")
@@ -282,3 +309,10 @@ class Metrics:
             series.attempts.clear()
         series.attempts[endpoint.address] = endpoint, cell
         return cell
+
+
+def resource_name(source: str) -> str:
+    """The name of the resource that a rule was written in: "canary" of "InferenceModelRewrite default/canary rules[0]";
+    all of it where it is written otherwise."""
+    words = source.split()
+    return words[1].rpartition("/")[2] if len(words) > 1 else source

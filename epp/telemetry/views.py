@@ -7,14 +7,14 @@ The form of a decision is `protos/decision.proto` (protobuf's JSON mapping with 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import msgspec
 
 from epp.endpoints.ejection import Ejection
-from epp.endpoints.table import FACTS, GAUGES, EndpointTable
+from epp.endpoints.table import FACTS, GAUGES, Bools, EndpointTable, Floats
 from epp.picker import Picker
 
 
@@ -44,6 +44,7 @@ def endpoints(table: EndpointTable, ejection: Ejection, now: float) -> Iterator[
     """Every listed endpoint: unknown values are null, never zero."""
     slots = table.listed
     columns = {name: table.column(name, slots, now) for name in (*GAUGES, *FACTS, "inflight", "inflight_tokens")}
+    attributes = {name: table.column(name, slots, now) for name in table.attributes}
     ejected = ejection.out(slots, now)
     listed = [(slot, table.endpoint(slot), table.generation(slot)) for slot in slots.tolist()]
     ages = table.page_ages(now)[slots].tolist()
@@ -55,5 +56,10 @@ def endpoints(table: EndpointTable, ejection: Ejection, now: float) -> Iterator[
             "page_age": None if math.isinf(ages[i]) else ages[i],
             "ejected": bool(ejected[i]),
             "adapters": table.adapter_names(slot) if table.generation(slot) == generation else (),
-            **{name: float(values[i]) if known[i] else None for name, (values, known) in columns.items()},
+            **_row(columns, i),
+            **({"attributes": _row(attributes, i)} if attributes else {}),
         }
+
+
+def _row(columns: Mapping[str, tuple[Floats, Bools]], i: int) -> dict[str, float | None]:
+    return {name: float(values[i]) if known[i] else None for name, (values, known) in columns.items()}

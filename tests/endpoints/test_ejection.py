@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -228,9 +229,210 @@ def test_an_endpoint_that_comes_back_starts_slowly() -> None:
     assert allowed.tolist() == [True, True, True, True]
 
 
+# -- who may not be known to the proxy yet -----------------------------------------------------------------------------
+
+
+def pass_over(ejection: Ejection, slot: int, now: float, times: int = 5) -> None:
+    for _ in range(times):
+        ejection.passed_over(slot, now)
+
+
+def tell(ejection: Ejection, what: str, slot: int, now: float, times: int = 5) -> None:
+    match what:
+        case "succeed":
+            ejection.succeeded(slot, now)
+        case "fail":
+            fail(ejection, slot, now, times)
+        case _:
+            pass_over(ejection, slot, now, times)
+
+
+def pool_and_new(now: float = 100.0) -> tuple[EndpointTable, Ejection, int]:
+    """Four endpoints listed at 0, and one at `now`."""
+    table, ejection = pool(4)
+    return table, ejection, table.put(Endpoint("default/new", "10.0.9.9:80"), now)
+
+
+def test_one_that_is_passed_over_while_it_is_new_is_not_blamed() -> None:
+    table, ejection, new = pool_and_new()
+    pass_over(ejection, new, 100.1, times=50)
+    ejection.succeeded(new, 100.2)
+    assert out(table, ejection, 100.2) == []
+    pass_over(ejection, 0, 100.2)  # that has been there all the time
+    assert out(table, ejection, 100.2) == [0]
+
+
+def test_one_that_is_dead_from_the_start_is_out_soon_and_stays_out() -> None:
+    """A request every half second is sent there first, and refused; those from 110.0 on count."""
+    table, ejection, new = pool_and_new()
+    seen = []
+    for half in range(1, 200):
+        now = 100.0 + half / 2
+        if new not in out(table, ejection, now):
+            seen.append(now)
+            ejection.passed_over(new, now)
+    assert seen[:24] == [100.0 + half / 2 for half in range(1, 25)]  # the last of them, at 112.0, is the fifth to count
+    assert seen[24:] == [122.0, 142.0, 172.0]  # after 10, 20 and 30 seconds; then 40
+
+
+def test_what_a_dead_one_attracts_while_it_is_new_is_bounded_by_slow_start() -> None:
+    """The others have 20 requests in flight each; what is passed over is counted where it was served by then."""
+    table, _, new = pool_and_new()
+    for slot in range(4):
+        for _ in range(20):
+            table.admit(slot)
+    sent = 0
+    for tenth in range(100):
+        while slow_start(table.candidates(100.0 + tenth / 10), 10.0)[-1]:
+            table.admit(new)
+            sent += 1
+    # Its share at 9.9 s is 19.8 of 20, and while nothing answers they stay where they are.
+    assert sent == 19
+
+
+def test_one_that_has_answered_is_known_from_that_request_on() -> None:
+    table, ejection, new = pool_and_new()
+    ejection.succeeded(new, 103.0, sent_at=101.0)
+    for _ in range(5):
+        ejection.passed_over(new, 104.0, sent_at=100.9)  # sent before
+    assert out(table, ejection, 104.0) == []
+    for _ in range(5):
+        ejection.passed_over(new, 104.0, sent_at=101.0)
+    assert out(table, ejection, 104.0) == [new]
+
+
+def test_the_earliest_request_that_was_answered_counts_whatever_came_first() -> None:
+    table, ejection, new = pool_and_new()
+    ejection.succeeded(new, 103.0, sent_at=102.0)
+    ejection.succeeded(new, 104.0, sent_at=101.0)
+    ejection.succeeded(new, 105.0, sent_at=105.0)
+    for _ in range(5):
+        ejection.passed_over(new, 106.0, sent_at=101.5)
+    assert out(table, ejection, 106.0) == [new]
+
+
+def test_an_answer_that_is_a_failure_makes_it_known_too() -> None:
+    table, ejection, new = pool_and_new()
+    fail(ejection, new, 101.0, times=1)
+    pass_over(ejection, new, 102.0, times=3)
+    assert out(table, ejection, 102.0) == []
+    pass_over(ejection, new, 102.0, times=1)
+    assert out(table, ejection, 102.0) == [new]
+
+
+def test_its_own_failures_count_from_the_beginning() -> None:
+    table, ejection, new = pool_and_new()
+    fail(ejection, new, 100.1)
+    assert out(table, ejection, 100.1) == [new]
+
+
+def test_what_counts_is_when_a_request_was_sent_not_when_another_answered_it() -> None:
+    table, ejection, new = pool_and_new()
+    for _ in range(9):
+        ejection.passed_over(new, 150.0, sent_at=109.9)
+    assert out(table, ejection, 150.0) == []
+    for _ in range(5):
+        ejection.passed_over(new, 150.0, sent_at=110.0)
+    assert out(table, ejection, 150.0) == [new]
+
+
+def test_one_that_comes_back_is_new_again() -> None:
+    """The proxy took it off its list, too; what it was sent before says nothing of what it will be sent."""
+    table, ejection, new = pool_and_new()
+    ejection.succeeded(new, 101.0)
+    table.admit(new)  # keeps the slot and its generation
+    table.drop("default/new")
+    assert table.put(Endpoint("default/new", "10.0.9.9:80"), 102.0) == new
+    ejection.succeeded(new, 103.0, sent_at=101.5)
+    ejection.passed_over(new, 103.0, sent_at=101.5)
+    pass_over(ejection, new, 103.0, times=9)
+    assert out(table, ejection, 103.0) == []
+    pass_over(ejection, new, 112.0)
+    assert out(table, ejection, 112.0) == [new]
+
+
+def test_an_answer_to_what_was_sent_before_it_left_does_not_make_a_known_one_unknown() -> None:
+    table, ejection, new = pool_and_new()
+    table.admit(new)
+    table.drop("default/new")
+    table.put(Endpoint("default/new", "10.0.9.9:80"), 102.0)
+    ejection.succeeded(new, 103.0)
+    ejection.succeeded(new, 104.0, sent_at=101.5)
+    pass_over(ejection, new, 105.0)
+    assert out(table, ejection, 105.0) == [new]
+
+
+def test_other_labels_do_not_make_it_new_and_neither_does_the_end_of_a_pause() -> None:
+    table, ejection, new = pool_and_new()
+    table.put(Endpoint("default/new", "10.0.9.9:80", {"role": "decode"}), 109.0)
+    pass_over(ejection, new, 110.0)
+    assert out(table, ejection, 119.9) == [new]
+    pass_over(ejection, new, 120.0, times=1)
+    assert out(table, ejection, 139.9) == [new]
+
+
+def test_another_endpoint_in_the_slot_of_one_that_was_known_is_not_known() -> None:
+    table, ejection, new = pool_and_new()
+    ejection.succeeded(new, 101.0)
+    table.drop("default/new")
+    assert table.put(Endpoint("default/newer", "10.0.9.8:80"), 101.0) == new
+    pass_over(ejection, new, 101.0, times=50)
+    assert out(table, ejection, 101.0) == []
+
+
+@pytest.mark.parametrize(("lag", "back"), [(15.0, 20.0), (20.5, 40.0), (39.0, 40.0), (41.0, 70.0)])
+def test_a_gateway_that_lags_longer_costs_pauses_that_end_before_twice_the_lag(lag: float, back: float) -> None:
+    """Ten requests a second that prefer the new one, which the gateway knows after `lag` seconds."""
+    table, ejection, new = pool_and_new(0.0)
+    for tenth in range(1, 1000):
+        now = tenth / 10
+        if new in out(table, ejection, now):
+            continue
+        if now >= lag:
+            break
+        ejection.passed_over(new, now)
+    assert now == pytest.approx(back + 0.4, abs=0.11)  # the first pause begins with the fifth from 10.0 on, at 10.4
+    for tenth in range(600):
+        ejection.succeeded(new, now + tenth / 10)
+    assert repr(ejection) == "<Ejection [Out: 0 | Watched: 0]>"
+
+
+lags = st.floats(0.0, PARAMS.unknown_for)
+requests = st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.0, 60.0)), max_size=60)
+
+
+@given(lag=lags, requests=requests)
+def test_a_proxy_that_learns_in_time_never_gets_a_sound_endpoint_ejected(
+    lag: float, requests: list[tuple[float, float]]
+) -> None:
+    """Requests are sent some seconds after the endpoint was listed, and answered some seconds later, in any order."""
+    _, ejection, new = pool_and_new(0.0)
+    for answered, sent in sorted((sent + takes, sent) for sent, takes in requests):
+        if sent < lag:
+            ejection.passed_over(new, answered, sent_at=sent)
+        else:
+            ejection.succeeded(new, answered, sent_at=sent)
+    assert ejection.total == 0
+
+
+@given(answers=st.lists(st.sampled_from(["succeed", "fail", "pass over"]), max_size=60))
+def test_of_one_that_is_known_being_passed_over_is_a_failure_like_any_other(answers: list[str]) -> None:
+    pools = [pool(), pool()]
+    for second, answer in enumerate(answers, 10):
+        for (_, ejection), named in zip(pools, (answer, answer.replace("pass over", "fail")), strict=True):
+            tell(ejection, named, 3, float(second), times=1)
+    masks = [[out(table, ejection, now / 2) for now in range(600)] for table, ejection in pools]
+    assert masks[0] == masks[1]
+
+
+# -- whatever happens --------------------------------------------------------------------------------------------------
+
+
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["fail", "fail", "fail", "succeed", "put", "drop"]), st.integers(0, 5), st.floats(0.0, 20.0)
+        st.sampled_from(["fail", "fail", "pass over", "pass over", "succeed", "put", "drop"]),
+        st.integers(0, 5),
+        st.floats(0.0, 20.0),
     ),
     max_size=60,
 )
@@ -249,7 +451,7 @@ def test_whatever_happens_the_share_holds_and_everybody_comes_back(steps: list[t
         elif what == "drop" and len(table) > 1:
             table.drop(endpoint.name)
         elif slot is not None:
-            fail(ejection, slot, now) if what == "fail" else ejection.succeeded(slot, now)
+            tell(ejection, what, slot, now)
         gone = ejection.out(table.listed, now)
         assert gone.shape == (len(table),)
         assert gone.sum() <= len(table) * 0.5

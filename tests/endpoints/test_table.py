@@ -78,9 +78,17 @@ def test_a_flapping_endpoint_has_its_counts_again() -> None:
     assert len(table) == 0
     assert table.put(server("a", A), 5.0) == slot
     assert inflight(table, slot) == 1.0
-    assert table.joined_at(slot) == 5.0
+    assert table.joined_at(slot) == table.listed_at(slot) == 5.0
     table.release(hold)
     assert inflight(table, slot) == 0.0
+
+
+def test_one_that_begins_anew_or_has_other_labels_was_listed_when_it_was() -> None:
+    table = EndpointTable()
+    slot = table.put(server("a", A), 1.0)
+    table.rejoin(slot, 7.0)
+    assert table.put(Endpoint("default/a", A, {"role": "decode"}), 8.0) == slot
+    assert (table.listed_at(slot), table.joined_at(slot)) == (1.0, 7.0)
 
 
 def test_a_name_that_moves_away_and_back_finds_its_requests_again() -> None:

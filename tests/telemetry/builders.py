@@ -12,13 +12,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from epp import dialects
 from epp.dialects.request import Request
 from epp.dialects.usage import Usage, UsageReader
-from epp.endpoints.table import Endpoint, EndpointTable, Page
-from epp.picker import Ticket
+from epp.endpoints.table import Endpoint, EndpointTable, Hold, Page
+from epp.flow.policies import Rule
 from epp.scheduling.decision import Decision, Failure
 from epp.telemetry.exposition import Sources, render
 from epp.telemetry.log import Problems
 from epp.telemetry.metrics import Metrics
 from epp.telemetry.series import Limits
+from epp.ticket import Ticket
 
 ENDPOINT = Endpoint("default/vllm-0-rank-0", "10.0.0.1:8000")
 
@@ -29,6 +30,7 @@ class Told:
     def __init__(self, usage: Usage) -> None:
         self.usage: Usage | None = usage
         self.done = True
+        self.response_id = ""
 
     def feed(self, data: bytes) -> None:
         raise AssertionError("it has come to its end")
@@ -41,14 +43,22 @@ def metrics(*, limits: Limits | None = None, logger: logging.Logger | None = Non
     return Metrics(Problems(logger or logging.getLogger("epp.test"), lambda: 0.0), limits)
 
 
-def request(model: str = "m", *, fairness_id: str = "f", stream: bool = False, size: int = 100) -> Request:
+def request(
+    model: str = "m",
+    *,
+    target: str = "",
+    fairness_id: str = "f",
+    priority: int = 0,
+    stream: bool = False,
+    size: int = 100,
+) -> Request:
     headers = (
         (":method", b"POST"),
         (":path", b"/v1/completions"),
         ("x-llm-d-inference-fairness-id", fairness_id.encode("utf-8", "surrogatepass")),
     )
     made = dialects.read(headers, b'{"model":"m","prompt":"x"}')
-    made.model = made.target_model = model
+    made.model, made.target_model, made.priority = model, target or model, priority
     made.fairness_id = fairness_id
     made.stream = stream
     made.size_bytes = size
@@ -56,7 +66,13 @@ def request(model: str = "m", *, fairness_id: str = "f", stream: bool = False, s
 
 
 def decision(
-    *, prompt: float = 0.0, matched: float = 0.0, unknown: bool = False, failures: tuple[str, ...] = ()
+    *,
+    prompt: float = 0.0,
+    matched: float = 0.0,
+    unknown: bool = False,
+    failures: tuple[str, ...] = (),
+    plan: str = "",
+    handler: tuple[str, str] = ("", ""),
 ) -> Decision:
     return Decision(
         profile="default",
@@ -68,7 +84,9 @@ def decision(
         totals=np.array([1.0]),
         order=np.array([0]),
         endpoints=(ENDPOINT.address,),
-        failures=tuple(Failure(plugin, "broken") for plugin in failures),
+        failures=tuple(Failure(plugin, "broken", "error") for plugin in failures),
+        plan=plan,
+        handler=handler,
         pool=(ENDPOINT,),
         page_ages=np.array([0.0]),
         prompt_tokens=prompt,
@@ -86,10 +104,12 @@ def ticket(
     first_byte_at: float | None = None,
     usage: Usage | None = None,
     response_bytes: int = 0,
+    rule: Rule | None = None,
+    hold: Hold | None = None,
 ) -> Ticket:
     """Headers came at 10.0 s, the decision at 10.003, response headers at 10.2."""
-    hold = table([endpoint]).admit(0)
-    built = Ticket(asked or request(), made or decision(), endpoint, hold, 10.0, 10.003)
+    hold = hold or table([endpoint]).admit(0)
+    built = Ticket(asked or request(), made or decision(), endpoint, hold, 10.0, 10.003, rule)
     built.status = status
     built.response_started_at = 10.2
     built.first_byte_at = first_byte_at

@@ -9,10 +9,11 @@ from prometheus_client import Metric
 
 from epp.dialects.usage import Usage
 from epp.endpoints.table import Endpoint
-from epp.errors import BadRequest, NoEndpoint, TooLarge
-from epp.picker import Outcome, Ticket
+from epp.errors import BadRequest, NoEndpoint, Saturated, TooLarge
+from epp.flow.policies import Rule, Target
 from epp.telemetry.metrics import REMEMBERED, Metrics
 from epp.telemetry.series import Limits
+from epp.ticket import Outcome, Ticket
 from tests.telemetry.builders import decision, metrics, page_of, request, ticket, value
 
 
@@ -99,6 +100,21 @@ def test_requests_under_way_are_counted_up_and_down() -> None:
     assert value(page_of(counted), "llm_d_epp_request_running") == 2
     counted.finished(first, Outcome.CUT, 11.0)
     assert value(page_of(counted), "llm_d_epp_request_running") == 1
+
+
+def test_requests_refusals_and_those_under_way_are_told_by_priority() -> None:
+    """Sums over models and fairness ids say what each priority got; the legacy total has the label too."""
+    counted = metrics()
+    for priority, model in ((-1, "m"), (-1, "n"), (0, "m"), (10, "m")):
+        counted.decided(ticket(request(model, priority=priority)))
+    counted.refused(request(priority=-1), Saturated("full"), 0.001)
+    page = page_of(counted)
+    for name in ("llm_d_epp_request_total", "inference_objective_request_total", "llm_d_epp_request_running"):
+        assert value(page, name, model_name="m", priority="-1") == 1
+        assert value(page, name, model_name="n", priority="-1") == 1
+        assert value(page, name, priority="10") == 1
+    refused = {"priority": "-1", "error_code": "ResourceExhausted"}
+    assert value(page, "llm_d_epp_request_error_total", **refused) == 1
 
 
 def test_a_request_whose_labels_change_under_way_is_counted_down_where_it_was_counted_up() -> None:
@@ -256,7 +272,68 @@ def test_decisions_made_without_knowing_enough_are_counted() -> None:
     run(counted, ticket(made=decision(failures=("prefix-cache-scorer",))))
     page = page_of(counted)
     assert value(page, "epp_unknown_signal_decisions_total") == 1
-    assert value(page, "epp_plugin_failures_total", plugin_name="prefix-cache-scorer") == 1
+    assert value(page, "epp_plugin_failures_total", plugin_name="prefix-cache-scorer", kind="error") == 1
+
+
+def test_decisions_are_told_by_their_stages_and_by_who_planned_them() -> None:
+    counted = metrics()
+    handler, older = ("stages", "disagg-profile-handler"), ("pd", "pd-profile-handler")
+    for plan in ("prefill-decode", "decode-only", "prefill-decode"):
+        run(counted, ticket(request(target="t"), made=decision(plan=plan, handler=handler)))
+    run(counted, ticket(request(target="t"), made=decision(plan="decode-only", handler=older)))
+    run(counted, ticket(request(target="t")))  # no stages were weighed
+    page = page_of(counted)
+    for plan, count in (("prefill-decode", 2), ("decode-only", 1)):
+        labels = {"model_name": "t", "decision_type": plan}
+        named = {**labels, "plugin_name": "stages", "plugin_type": "disagg-profile-handler"}
+        assert value(page, "llm_d_epp_disagg_decision_total", **named) == count
+        assert value(page, "llm_d_inference_scheduler_disagg_decision_total", **labels) == count
+    labels = {"model_name": "t", "decision_type": "decode-only"}
+    assert value(page, "llm_d_inference_scheduler_pd_decision_total", **labels) == 1
+    assert sum(count for _, count in counted.plans) == 4
+
+
+CANARY = Rule("m", (Target("m-v2", 1),), source="InferenceModelRewrite default/canary rules[0]")
+
+
+def test_decisions_of_a_rewrite_rule_are_told_by_its_resource_and_both_models() -> None:
+    counted = metrics()
+    for target in ("m-v1", "m-v2", "m-v2"):
+        run(counted, ticket(request("m", target=target), rule=CANARY))
+    run(counted, ticket(request("m", target="m-v1", fairness_id="another"), rule=CANARY))
+    run(counted, ticket(request("m", target="m-v2")))  # the client's own rewrite header
+    page = page_of(counted)
+    for prefix in ("llm_d_epp_", "inference_extension_"):
+        for target in ("m-v1", "m-v2"):
+            labels = {"model_rewrite_name": "canary", "model_name": "m", "target_model": target}
+            assert value(page, f"{prefix}model_rewrite_decisions_total", **labels) == 2
+
+
+def test_rules_of_the_same_resource_count_together_and_others_apart() -> None:
+    counted = metrics()
+    for source in (
+        "InferenceModelRewrite default/canary rules[0]",
+        "InferenceModelRewrite default/canary rules[1]",
+        "InferenceModel default/chat",
+        "by hand",
+        "",
+    ):
+        run(counted, ticket(rule=Rule("m", (Target("m", 1),), source=source)))
+    assert [(labels[0], count) for labels, count in counted.rewrites] == [
+        ("canary", 2),
+        ("chat", 1),
+        ("hand", 1),
+        ("", 1),
+    ]
+
+
+def test_a_generic_rule_and_any_model_that_clients_name_stay_bounded() -> None:
+    counted = metrics(limits=Limits(models=2, label_sets=5))
+    generic = Rule(None, (Target("base", 1),), source="InferenceModelRewrite default/all rules[0]")
+    for number in range(50):
+        run(counted, ticket(request(f"model-{number}", target="base"), rule=generic))
+    told = {labels[1:]: count for labels, count in counted.rewrites}
+    assert told == {("model-0", "base"): 1, ("other", "base"): 49}
 
 
 # -- whatever clients and servers send ---------------------------------------------------------------------------
@@ -295,7 +372,7 @@ def test_more_sets_of_labels_than_are_remembered_are_counted_up_and_down() -> No
             run(counted, made)
     requests = [series.requests for _, series in counted.requests]
     assert requests == [2] * (REMEMBERED + 100) + [200]  # the last is `other`
-    assert {series.running for _, series in counted.requests} == {0}
+    assert not any(series.under_way for _, series in counted.requests)
 
 
 def test_long_values_are_cut_and_meet_their_like_again() -> None:
