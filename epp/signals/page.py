@@ -8,6 +8,7 @@ Rules here:
   the value of its whole family unknown: a sum that lacks a rank would make the server look idle.
 - Several series of one family are several data-parallel engines behind one address: waiting, running and blocks are
   summed, KV usage is their mean. (The reference takes the first: a server with eight ranks looks an eighth as busy.)
+  Of attributes nobody knows what they count: their mean, so that a limit means the same with one engine and eight.
   Series that differ only in a tensor, pipeline, expert or context rank tell of the same requests and count once, by
   the largest: SGLang writes them with --enable-metrics-for-all-schedulers.
 - The series of one family stand together, as the format demands.
@@ -20,7 +21,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -28,10 +30,10 @@ import msgspec
 
 from epp.endpoints.table import Page
 
-ENGINE_LABELS: Final = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
-"""Endpoint labels that name the engine; the second is the older spelling."""
 MOST_ADAPTERS: Final = 256
 """Adapters read from each list of a page; the rest are ignored."""
+LEAST: Final = -sys.float_info.max
+"""An attribute may be below 0."""
 MOST_USAGE: Final = 1.05
 """KV usage above 1 by this little is full (blocks promised beyond the pool); above that it is some other unit."""
 
@@ -40,8 +42,8 @@ class Spec(msgspec.Struct, frozen=True):
     """Where a number stands."""
 
     family: bytes
-    where: tuple[str, str] | None = None
-    """Only series with this label and value."""
+    where: tuple[tuple[str, str], ...] = ()
+    """Only series with these labels and values."""
     label: str = ""
     """The number is this label's text; empty: it is the series' value."""
 
@@ -50,14 +52,25 @@ class Engine(msgspec.Struct, frozen=True):
     """What one kind of model server calls its metrics. None: it does not tell."""
 
     name: str
-    waiting: Spec
+    waiting: Spec | None
     running: Spec | None
     kv_usage: tuple[Spec, ...] = ()
     """The first of them that is on the page counts."""
     kv_blocks: Spec | None = None
     block_size: Spec | None = None
-    lora: bytes = b""
-    """A family whose value is a time and whose labels list adapters; empty: none."""
+    prompt_tokens: Spec | None = None
+    prompts: Spec | None = None
+    lora: Spec | None = None
+    """Series whose value is a time and whose labels list adapters."""
+    attributes: tuple[tuple[str, Spec], ...] = ()
+    """What else is read of its pages, under the names of the table's attributes."""
+
+    @property
+    def marks(self) -> tuple[Spec, ...]:
+        """What a page of it has at least one of."""
+        loads = [spec for spec in (self.waiting, self.running) if spec is not None]
+        marks = loads if len(loads) > 1 else [*loads, *self.kv_usage]
+        return tuple(marks or [spec for _, spec in self.attributes])
 
 
 VLLM: Final = Engine(
@@ -67,7 +80,9 @@ VLLM: Final = Engine(
     kv_usage=(Spec(b"vllm:kv_cache_usage_perc"), Spec(b"vllm:gpu_cache_usage_perc")),  # the second: before 0.11
     kv_blocks=Spec(b"vllm:cache_config_info", label="num_gpu_blocks"),
     block_size=Spec(b"vllm:cache_config_info", label="block_size"),
-    lora=b"vllm:lora_requests_info",
+    prompt_tokens=Spec(b"vllm:request_prompt_tokens_sum"),
+    prompts=Spec(b"vllm:request_prompt_tokens_count"),
+    lora=Spec(b"vllm:lora_requests_info"),
 )
 SGLANG: Final = Engine(
     "sglang",
@@ -87,11 +102,11 @@ TRTLLM_SERVE: Final = Engine(
 )
 TRITON_TRTLLM: Final = Engine(
     "triton-tensorrt-llm",
-    waiting=Spec(b"nv_trt_llm_request_metrics", ("request_type", "waiting")),
-    running=Spec(b"nv_trt_llm_request_metrics", ("request_type", "scheduled")),
-    kv_usage=(Spec(b"nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "fraction")),),
-    kv_blocks=Spec(b"nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "max")),
-    block_size=Spec(b"nv_trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "tokens_per")),
+    waiting=Spec(b"nv_trt_llm_request_metrics", (("request_type", "waiting"),)),
+    running=Spec(b"nv_trt_llm_request_metrics", (("request_type", "scheduled"),)),
+    kv_usage=(Spec(b"nv_trt_llm_kv_cache_block_metrics", (("kv_cache_block_type", "fraction"),)),),
+    kv_blocks=Spec(b"nv_trt_llm_kv_cache_block_metrics", (("kv_cache_block_type", "max"),)),
+    block_size=Spec(b"nv_trt_llm_kv_cache_block_metrics", (("kv_cache_block_type", "tokens_per"),)),
 )
 TRITON: Final = Engine(
     "triton",
@@ -106,17 +121,10 @@ _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _SHARED_RANK = re.compile(rb'(?:tp|pp|moe_ep|attn_cp)_rank="[^"]*",?')
 
 
-def labelled(labels: Mapping[str, str]) -> Engine | None:
-    """The engine that an endpoint's labels name; None: they name none that is known."""
-    name = next((labels[label] for label in ENGINE_LABELS if label in labels), "")
-    return next((engine for engine in ENGINES if engine.name == name), None)
-
-
-def recognise(page: bytes) -> Engine | None:
-    """The engine whose families are on the page; None: none of them."""
-    for engine in ENGINES:
-        specs = (engine.waiting, *engine.kv_usage) if engine.running is None else (engine.waiting, engine.running)
-        if any(_find(page, spec.family, 0, len(page)) >= 0 for spec in specs):
+def recognise(page: bytes, engines: Iterable[Engine] = ENGINES) -> Engine | None:
+    """The first engine whose families are on the page; None: none of them."""
+    for engine in engines:
+        if any(_find(page, spec.family, 0, len(page)) >= 0 for spec in engine.marks):
             return engine
     return None
 
@@ -128,21 +136,24 @@ def read_page(page: bytes, engine: Engine) -> Page:
         page: text format 0.0.4; series may carry timestamps, lines may end in CRLF.
     """
     families = Families(page)  # asked for in the order in which pages have them
-    running = _total(_values(families, engine.running))
-    waiting = _total(_values(families, engine.waiting))
+    running = _total(values(families, engine.running))
+    waiting = _total(values(families, engine.waiting))
     usage: list[float] = []
     for spec in engine.kv_usage:
-        usage = usage or _values(families, spec)
+        usage = usage or values(families, spec)
     max_lora, running_adapters, waiting_adapters = _adapters(families, engine.lora)
     return Page(
         waiting=waiting,
         running=running,
         kv_usage=_mean([_share(value) for value in usage]),
-        kv_blocks=_total(_values(families, engine.kv_blocks)) or None,
-        block_size=_total(_values(families, engine.block_size)[:1]) or None,
+        kv_blocks=_total(values(families, engine.kv_blocks)) or None,
+        block_size=_total(values(families, engine.block_size)[:1]) or None,
+        prompt_tokens=_total(values(families, engine.prompt_tokens)),
+        prompts=_total(values(families, engine.prompts)),
         max_lora=max_lora,
         running_adapters=running_adapters,
         waiting_adapters=waiting_adapters,
+        attributes=tuple((name, _typical(values(families, spec, LEAST))) for name, spec in engine.attributes),
     )
 
 
@@ -171,21 +182,29 @@ class Families(dict[bytes, list[bytes]]):
 # -- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _values(families: Families, spec: Spec | None) -> list[float]:
-    """One number for each set of requests that the family tells of; NaN where a series says nonsense."""
+def values(families: Families, spec: Spec | None, least: float = 0.0) -> list[float]:
+    """One number for each set of requests that the family tells of; NaN where a series says nonsense.
+
+    Args:
+        least: numbers below it are nonsense.
+    """
     if spec is None:
         return []
-    lines = families[spec.family]
-    if spec.where is not None:
-        name, wanted = spec.where
-        lines = [line for line in lines if _labels(line).get(name) == wanted]
+    lines = _lines(families, spec)
     if spec.label:
-        numbers = [_number(_labels(line).get(spec.label, "").encode()) for line in lines]
+        numbers = [_number(_labels(line).get(spec.label, "").encode(), least) for line in lines]
     else:
-        numbers = [_number(_value(line)) for line in lines]
+        numbers = [_number(_value(line), least) for line in lines]
     if len(lines) > 1 and b'_rank="' in lines[0]:
         return _once_each(lines, numbers)
     return numbers
+
+
+def _lines(families: Families, spec: Spec) -> list[bytes]:
+    lines = families[spec.family]
+    if spec.where:
+        return [line for line in lines if set(spec.where) <= _labels(line).items()]
+    return lines
 
 
 def _once_each(lines: list[bytes], numbers: list[float]) -> list[float]:
@@ -196,13 +215,13 @@ def _once_each(lines: list[bytes], numbers: list[float]) -> list[float]:
     return [math.nan if any(map(math.isnan, group)) else max(group) for group in groups.values()]
 
 
-def _number(text: bytes) -> float:
-    """NaN unless it is a finite number, 0 or more."""
+def _number(text: bytes, least: float = 0.0) -> float:
+    """NaN unless it is a finite number, `least` or more."""
     try:
         value = float(text)
     except ValueError:
         return math.nan
-    return value if 0.0 <= value < math.inf and b"_" not in text else math.nan  # Python alone reads 1_000
+    return value if least <= value < math.inf and b"_" not in text else math.nan  # Python alone reads 1_000
 
 
 def _share(value: float) -> float:
@@ -219,19 +238,25 @@ def _mean(values: list[float]) -> float | None:
     return None if total is None else total / len(values)
 
 
+def _typical(values: list[float]) -> float:
+    """The mean, whatever it is that they count, so that a limit is one for each engine; NaN: unknown."""
+    mean = sum(values) / len(values) if values else math.nan
+    return mean if math.isfinite(mean) else math.nan
+
+
 # -- adapters --------------------------------------------------------------------------------------------------------
 
 Adapters = tuple[float | None, tuple[str, ...] | None, tuple[str, ...] | None]
 
 
-def _adapters(families: Families, family: bytes) -> Adapters:
+def _adapters(families: Families, spec: Spec | None) -> Adapters:
     """Most adapters in a batch, those that run and those that wait, from the newest series; Nones: the page is silent.
 
     vLLM leaves a series behind for each pair of lists there ever was; its value says when the pair was last true. Two
     empty lists are such a pair too: nothing runs. (The reference skips those, and keeps adapters long gone.)
     """
     newest, newest_at = b"", -1.0
-    for line in families[family] if family else ():
+    for line in _lines(families, spec) if spec else ():
         at = _number(_value(line))
         if at >= newest_at:
             newest, newest_at = line, at

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from epp.signals.page import (
     TRTLLM_SERVE,
     VLLM,
     Engine,
-    labelled,
+    Spec,
     read_page,
     recognise,
 )
@@ -64,27 +65,28 @@ def oracle(text: str) -> Page:
     def names(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
+    def total(name: str) -> float | None:
+        return sum(values(name)) if good(values(name)) else None
+
     usage = values("vllm:kv_cache_usage_perc") or values("vllm:gpu_cache_usage_perc")
     blocks = labels("vllm:cache_config_info", "num_gpu_blocks")
     sizes = labels("vllm:cache_config_info", "block_size")
     lora = [sample for sample in samples.get("vllm:lora_requests_info", ()) if 0 <= sample.value < math.inf]
     newest = max(reversed(lora), key=lambda sample: sample.value, default=None)
     page = Page(
-        waiting=sum(values("vllm:num_requests_waiting")) if good(values("vllm:num_requests_waiting")) else None,
-        running=sum(values("vllm:num_requests_running")) if good(values("vllm:num_requests_running")) else None,
+        waiting=total("vllm:num_requests_waiting"),
+        running=total("vllm:num_requests_running"),
         kv_usage=sum(min(v, 1) for v in usage) / len(usage) if good(usage) and max(usage) <= 1.05 else None,
         kv_blocks=(sum(blocks) or None) if good(blocks) else None,
         block_size=(sizes[0] or None) if good(sizes[:1]) else None,
+        prompt_tokens=total("vllm:request_prompt_tokens_sum"),
+        prompts=total("vllm:request_prompt_tokens_count"),
     )
     if newest is None or not newest.labels:
         return page
     most = newest.labels.get("max_lora", "")
-    return Page(
-        page.waiting,
-        page.running,
-        page.kv_usage,
-        page.kv_blocks,
-        page.block_size,
+    return msgspec.structs.replace(
+        page,
         max_lora=(float(most) or None) if re.fullmatch(r"[0-9]+", most) else None,
         running_adapters=names(newest.labels.get("running_lora_adapters", "")),
         waiting_adapters=names(newest.labels.get("waiting_lora_adapters", "")),
@@ -100,7 +102,7 @@ def test_recorded_pages_say_what_a_full_parse_says(path: Path) -> None:
 
 def test_the_recorded_page_under_load_by_hand() -> None:
     page = read_page((RECORDED[0].parent / "metrics-busy-3.txt").read_bytes(), VLLM)
-    assert page == Page(8.0, 4.0, 0.3869346733668342, 200.0, 32.0, 1.0, ("a",), ("a",))
+    assert page == Page(8.0, 4.0, 0.3869346733668342, 200.0, 32.0, 1.0, ("a",), ("a",), (), 5913.0, 11.0)
 
 
 def test_there_are_recorded_pages() -> None:
@@ -327,13 +329,56 @@ def test_a_page_of_something_else_is_no_engines() -> None:
     assert recognise(b"") is None
 
 
-@pytest.mark.parametrize("label", ["llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type"])
-def test_a_label_names_the_engine(label: str) -> None:
-    assert labelled({label: "sglang"}) is SGLANG
-    assert labelled({label: "something"}) is None
-    assert labelled({"app": "sglang"}) is None
+CUSTOM = Engine(
+    "custom",
+    waiting=Spec(b"my:queue", (("kind", "text"), ("stage", "decode"))),
+    running=None,
+    lora=Spec(b"my:lora", (("kind", "text"),)),
+    attributes=(("heat", Spec(b"my:celsius")), ("cost", Spec(b"my:cost", (("kind", "text"),)))),
+)
 
 
-def test_the_newer_label_counts_where_both_are_there() -> None:
-    labels = {"inference.networking.k8s.io/engine-type": "vllm", "llm-d.ai/engine-type": "triton"}
-    assert labelled(labels) is TRITON
+def test_only_series_with_all_the_labels_count() -> None:
+    page = read_page(
+        b'my:queue{kind="text",stage="decode",engine="0"} 2\nmy:queue{kind="text",stage="decode",engine="1"} 3\n'
+        b'my:queue{kind="text",stage="prefill"} 40\nmy:queue{stage="decode"} 50\nmy:queue 60\n'
+        b'my:lora{kind="image",max_lora="9",running_lora_adapters="x"} 7\n'
+        b'my:lora{kind="text",max_lora="2",running_lora_adapters="a"} 5\n',
+        CUSTOM,
+    )
+    assert (page.waiting, page.max_lora, page.running_adapters) == (5.0, 2.0, ("a",))
+
+
+def test_an_attribute_is_the_mean_of_its_series_and_may_be_below_0() -> None:
+    page = read_page(b'my:celsius{gpu="0"} -4\nmy:celsius{gpu="1"} 10.5\nmy:cost{kind="text"} 1e3\n', CUSTOM)
+    assert page.attributes == (("heat", 3.25), ("cost", 1000.0))
+    assert not page.says_nothing
+
+
+@pytest.mark.parametrize("text", ["NaN", "+Inf", "-Inf", "1_0", "warm", ""])
+def test_an_attribute_with_one_series_that_says_nonsense_is_unknown(text: str) -> None:
+    page = read_page(
+        f'my:celsius{{gpu="0"}} 5\nmy:celsius{{gpu="1"}} {text}\nmy:cost{{kind="text"}} 2\n'.encode(), CUSTOM
+    )
+    (_, heat), (_, cost) = page.attributes
+    assert math.isnan(heat)
+    assert cost == 2.0
+
+
+def test_sums_too_large_for_a_number_are_unknown() -> None:
+    page = read_page(b'my:celsius{gpu="0"} 1e308\nmy:celsius{gpu="1"} 1e308\n', CUSTOM)
+    assert math.isnan(page.attributes[0][1])
+
+
+def test_a_page_without_any_of_it_says_nothing() -> None:
+    assert read_page(b"python_info 1\n", CUSTOM).says_nothing
+    assert read_page(b"my:celsius NaN\n", CUSTOM).says_nothing
+    assert not read_page(b'my:queue{kind="text",stage="decode"} 0\n', CUSTOM).says_nothing
+
+
+def test_an_engine_is_recognised_by_what_it_tells() -> None:
+    alone = Engine("alone", waiting=None, running=None, attributes=(("heat", Spec(b"my:celsius")),))
+    cache = Engine("cache", waiting=None, running=None, kv_usage=(Spec(b"my:cache"),))
+    assert recognise(b"my:celsius 4\n", (cache, alone)) is alone
+    assert recognise(b"my:celsius 4\nmy:cache 0\n", (cache, alone)) is cache
+    assert recognise(b"vllm:num_requests_waiting 1\n", (cache, alone)) is None

@@ -6,16 +6,22 @@ import asyncio
 import logging
 import random
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from epp.config.pages import GPU_USE, CoreMetrics, CustomMetric, EngineConfig, MetricsSource
 from epp.endpoints.table import Endpoint, EndpointTable
+from epp.signals.engines import engines
 from epp.signals.response import Failure, Problem
 from epp.signals.scrape import Scraper, Target
+from epp.signals.sources import GpuPages, MetricsPages, Source, Way, way
+from tests.authority import Authority
 
 pytestmark = pytest.mark.anyio
 
@@ -50,8 +56,8 @@ class PageServer:
         self.port = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+    async def start(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -86,14 +92,16 @@ class PageServer:
 class Site:
     """One table, its scraper, and servers."""
 
-    def __init__(self) -> None:
-        self.table = EndpointTable(freshness=0.5)
-        self.scraper = Scraper(self.table, random.Random(1), interval=0.01, deadline=0.2, limit=1 << 20)
+    def __init__(self, sources: Sequence[Source], attributes: Mapping[str, float]) -> None:
+        self.table = EndpointTable(freshness=0.5, attributes=attributes)
+        self.scraper = Scraper(self.table, random.Random(1), sources, deadline=0.2, limit=1 << 20)
         self.servers: list[PageServer] = []
 
-    async def serve(self, answer: Callable[[], bytes | None], name: str = "a") -> PageServer:
+    async def serve(
+        self, answer: Callable[[], bytes | None], name: str = "a", tls: ssl.SSLContext | None = None
+    ) -> PageServer:
         server = PageServer(answer)
-        await server.start()
+        await server.start(tls=tls)
         self.servers.append(server)
         self.list(server, name)
         return server
@@ -101,9 +109,9 @@ class Site:
     def list(self, server: PageServer, name: str = "a") -> int:
         return self.table.put(Endpoint(f"default/{name}", f"127.0.0.1:{server.port}"), time.monotonic())
 
-    def waiting(self, name: str = "a") -> float | None:
+    def waiting(self, name: str = "a", column: str = "waiting") -> float | None:
         candidates = self.table.candidates(time.monotonic())
-        values, known = candidates.column("waiting")
+        values, known = candidates.column(column)
         for endpoint, value, is_known in zip(candidates.endpoints(), values.tolist(), known.tolist(), strict=True):
             if endpoint.name == f"default/{name}":
                 return float(value) if is_known else None
@@ -114,8 +122,10 @@ class Site:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Site]:
-    site = Site()
+async def running(
+    sources: Sequence[Source] = (MetricsPages(Way(interval=0.01)),), attributes: Mapping[str, float] = {}
+) -> AsyncIterator[Site]:
+    site = Site(sources, attributes)
     task = asyncio.create_task(site.scraper.run())
     try:
         yield site
@@ -193,7 +203,8 @@ async def test_what_goes_wrong_is_counted_and_makes_values_unknown() -> None:
             await until(lambda: site.waiting() == 2.0)
         counts = site.scraper.counts
         is_garbage = problem is Problem.GARBAGE
-        assert (counts.poll_errors > 0, counts.extract_errors > 0) == (not is_garbage, is_garbage)
+        polls, extracts = counts.errors
+        assert (polls > 0, extracts > 0) == (not is_garbage, is_garbage)
 
     async with asyncio.TaskGroup() as tasks:
         for name, (answer, problem) in WRONG.items():
@@ -252,8 +263,10 @@ async def test_a_connection_that_is_to_be_closed_is_not_used_again() -> None:
 
 
 async def test_pauses_grow_with_each_failure_up_to_two_seconds() -> None:
-    scraper = Scraper(EndpointTable(), random.Random(1), interval=0.05)
-    target = Target(scraper, 0, 1, "127.0.0.1:1", None, due=0.0)
+    table = EndpointTable()
+    scraper = Scraper(table, random.Random(1))
+    endpoint = Endpoint("default/a", "127.0.0.1:1")
+    target = Target(scraper, MetricsPages(), table.put(endpoint, 0.0), endpoint, due=0.0)
     for longest in (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, *(2.0 for _ in range(2000))):
         target.fail(Failure(Problem.CONNECT, "refused"), 100.0)
         assert longest / 2 <= target.due - 100.0 <= longest
@@ -353,3 +366,155 @@ async def test_ipv6_servers_are_reached() -> None:
         await until(lambda: site.waiting() == 3.0)
         assert f"host: [::1]:{port}".encode() in server.requests[0]
         listening.close()
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+class Secured:
+    """A server's certificate, perhaps a demand for the client's, and how sources are told of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority()
+        self.folder = folder
+        self.ca = str(self.authority.write(folder / "ca.pem"))
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server = self.authority.issue().write(folder / "server")
+        self.context.load_cert_chain(server / "tls.crt", server / "tls.key")
+
+    def demand(self) -> None:
+        """Clients must show a certificate of the authority."""
+        self.context.load_verify_locations(self.ca)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+
+    def client(self, authority: Authority) -> Path:
+        return authority.issue().write(self.folder / "client")
+
+    def source(self, **params: object) -> tuple[Source, ...]:
+        written = msgspec.convert({"scheme": "https", **params}, MetricsSource)
+        return (MetricsPages(way(written, 0.01)),)
+
+    def shown(self, client: Path) -> dict[str, str]:
+        return {"clientCertPath": str(client / "tls.crt"), "clientKeyPath": str(client / "tls.key")}
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Secured:
+    return Secured(tmp_path)
+
+
+@pytest.mark.parametrize("verifies", [False, True])
+async def test_pages_come_over_tls(secured: Secured, verifies: bool) -> None:
+    params = {"insecureSkipVerify": False, "caCertPath": secured.ca} if verifies else {}
+    async with running(secured.source(**params)) as site:
+        server = await site.serve(lambda: page(PAGE), tls=secured.context)
+        await until(lambda: site.scraper.counts.pages >= 5)
+        assert site.waiting() == 8.0
+        assert server.connections == 1
+        assert site.failures() == {}
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(secured: Secured, tmp_path: Path) -> None:
+    other = str(Authority("other").write(tmp_path / "other.pem"))
+    for params in ({"caCertPath": other}, {}):  # {}: the system's authorities
+        async with running(secured.source(insecureSkipVerify=False, **params)) as site:
+            server = await site.serve(lambda: page(PAGE), tls=secured.context)
+            await until(lambda: site.failures().get(Problem.CONNECT, 0) >= 2)
+            assert (server.asked, site.waiting()) == (0, None)
+
+
+async def test_a_server_of_another_name_is_refused(secured: Secured) -> None:
+    async with running(secured.source(insecureSkipVerify=False, caCertPath=secured.ca)) as site:
+        server = PageServer(lambda: page(PAGE))
+        listening = await asyncio.start_server(server._serve, "127.0.0.2", 0, ssl=secured.context)
+        port = listening.sockets[0].getsockname()[1]
+        site.table.put(Endpoint("default/a", f"127.0.0.2:{port}"), time.monotonic())
+        await until(lambda: site.failures().get(Problem.CONNECT, 0) >= 1)
+        assert server.asked == 0
+        listening.close()
+
+
+async def test_a_server_may_ask_who_we_are(secured: Secured, caplog: pytest.LogCaptureFixture) -> None:
+    secured.demand()
+    async with running(secured.source()) as site:
+        await site.serve(lambda: page(PAGE), tls=secured.context)
+        await until(lambda: site.failures().get(Problem.CONNECT, 0) >= 1)
+        assert site.waiting() is None
+    assert "no metrics from 127.0.0.1" in caplog.text
+    async with running(secured.source(**secured.shown(secured.client(secured.authority)))) as site:
+        await site.serve(lambda: page(PAGE), tls=secured.context)
+        await until(lambda: site.waiting() == 8.0)
+        assert site.failures() == {}
+
+
+async def test_our_certificate_may_change(secured: Secured, caplog: pytest.LogCaptureFixture) -> None:
+    secured.demand()
+    client = secured.client(Authority("other"))
+    async with running(secured.source(**secured.shown(client))) as site:
+        await site.serve(lambda: page(PAGE), tls=secured.context)
+        await until(lambda: site.failures().get(Problem.CONNECT, 0) >= 1)
+        (client / "tls.crt").write_bytes(b"half of a")
+        await until(lambda: "changed files are not taken" in caplog.text)
+        secured.client(secured.authority)
+        await until(lambda: site.waiting() == 8.0)
+
+
+async def test_a_handshake_that_never_ends_is_given_up(secured: Secured) -> None:
+    async with running(secured.source()) as site:
+        server = await site.serve(lambda: None)  # no TLS, and never an answer
+        await until(lambda: site.failures().get(Problem.TIMEOUT, 0) >= 2)
+        await until(lambda: server.open <= 1)
+
+
+async def test_plain_http_where_tls_was_meant_is_a_failure(secured: Secured) -> None:
+    async with running() as site:
+        await site.serve(lambda: page(PAGE), tls=secured.context)
+        await until(lambda: site.failures().get(Problem.CONNECT, 0) >= 2)
+        assert site.waiting() is None
+
+
+# -- where pages are, and which ----------------------------------------------------------------------------------------
+
+
+async def test_the_page_may_have_a_port_and_a_path_of_its_own() -> None:
+    server = PageServer(lambda: vllm(6))
+    await server.start()
+    async with running((MetricsPages(Way("/stats?all=1", server.port, 0.01)),)) as site:
+        site.servers.append(server)
+        site.table.put(Endpoint("default/a", "127.0.0.1:1"), time.monotonic())
+        await until(lambda: site.waiting() == 6.0)
+        assert server.requests[0].startswith(b"GET /stats?all=1 HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n" % server.port)
+
+
+async def test_attributes_of_a_configured_engine_come_with_its_pages() -> None:
+    custom = (CustomMetric(attribute_key="Heat", metric_spec="my:celsius{gpu=0}"),)
+    config = EngineConfig(name="mine", queued_requests_spec="my:queue", custom_metrics=custom)
+    source = MetricsPages(Way(interval=0.01), engines(CoreMetrics(engine_configs=(config,))))
+    async with running((source,), {"Heat": 0.5}) as site:
+        server = await site.serve(lambda: page(b'my:queue 2\nmy:celsius{gpu="0"} 61\nmy:celsius{gpu="1"} 3\n'))
+        await site.serve(lambda: vllm(1), "b")
+        await until(lambda: site.waiting(column="Heat") == 61.0)
+        await until(lambda: site.waiting("b") == 1.0)
+        assert site.waiting("b", "Heat") is None
+        server.answer = lambda: page(b"my:queue 2\n")
+        await until(lambda: site.waiting(column="Heat") is None)
+        assert site.waiting() == 2.0
+        assert site.failures() == {}
+
+
+async def test_gpu_pages_are_fetched_beside_and_fail_alone() -> None:
+    exporter = PageServer(lambda: page(b'DCGM_FI_DEV_GPU_UTIL{gpu="0"} 40\nDCGM_FI_DEV_GPU_UTIL{gpu="1"} 70\n'))
+    await exporter.start()
+    sources = (MetricsPages(Way(interval=0.01)), GpuPages(Way(port=exporter.port, interval=0.02)))
+    async with running(sources, {GPU_USE: 0.3}) as site:
+        site.servers.append(exporter)
+        await site.serve(lambda: vllm(3))
+        await until(lambda: site.waiting(column=GPU_USE) == 0.7)
+        await until(lambda: site.waiting() == 3.0)
+        exporter.answer = lambda: page(b"no", status="503 Busy")
+        await until(lambda: site.waiting(column=GPU_USE) is None)
+        assert site.waiting() == 3.0
+        assert site.failures() == {}
+        assert site.scraper.counts_of(GpuPages.what).failures[Problem.STATUS] > 0
+        exporter.answer = lambda: page(b'DCGM_FI_DEV_GPU_UTIL{gpu="0"} 5\n')
+        await until(lambda: site.waiting(column=GPU_USE) == 0.05)
