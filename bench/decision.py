@@ -31,7 +31,8 @@ from epp.dialects.request import Request
 from epp.endpoints.ejection import Ejection, EjectionParams
 from epp.endpoints.table import Endpoint, EndpointTable, Page
 from epp.errors import Refusal
-from epp.picker import Outcome, Picker, PickerOptions, Ticket
+from epp.picker import Picker, PickerOptions
+from epp.ticket import Outcome, Ticket
 
 SIZES = 8, 100, 1000
 CALLS = 50

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 from epp.dialects import Request, read, usage_reader
 from epp.headers import Headers
 from epp.prefix.approximate import ApproximateIndex
-from epp.prefix.hashing import HASH_BYTES, block_hashes, root_seed
+from epp.prefix.hashing import HASH_BYTES, block_hashes, prompt_to_hash, root_seed
 
 SIZES: Final = (100, 10_000, 100_000, 1_000_000, 4_000_000)
 LARGEST: Final = SIZES[-1]
@@ -110,7 +110,7 @@ SHAPES: Final[dict[str, Callable[[int], tuple[Headers, bytes]]]] = {
 
 
 def hashes_of(request: Request, salt: str = "") -> bytes:
-    prompt = request.prompt_start(MOST_BLOCKS * BLOCK_TOKENS * 4)
+    prompt = prompt_to_hash(request, MOST_BLOCKS * BLOCK_TOKENS * 4)
     return block_hashes(prompt, root_seed(request.model, salt), BLOCK_TOKENS, MOST_BLOCKS)
 
 
