@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import App, Parameter
 
 from epp.errors import ConfigError
 from epp.flags import ServeFlags, normalised
+
+if TYPE_CHECKING:
+    from epp.scheduling.catalogue import Catalogue
 
 app = App(
     name="epp",
@@ -86,6 +89,114 @@ def demo(*, seconds: float | None = None, seed: int = 0, json: bool = False) -> 
     from epp.demo.run import run_demo
 
     return _run(run_demo(seconds=seconds, seed=seed, as_json=json))
+
+
+@app.command
+def validate(
+    *files: str,
+    form: Annotated[Literal["text", "json", "github"], Parameter(name="--format")] = "text",
+    allow_experimental_plugins: bool = False,
+) -> int:
+    """Check configuration files as `epp serve` would read them: exit code 1 if one of them cannot be used.
+
+    Parameters
+    ----------
+    files
+        EndpointPickerConfig files.
+    form
+        text: file:line:column: path: message; json: one document; github: annotations in a workflow.
+    allow_experimental_plugins
+        Plugins that may change are allowed, as for `epp serve`.
+    """
+    from epp.config.report import problems_of, rendered
+
+    if not files:
+        raise ConfigError("name a configuration file, or several")
+    plugins = _catalogue()
+    found = {file: problems_of(file, plugins, experimental=allow_experimental_plugins) for file in files}
+    problems = [problem for each in found.values() for problem in each]
+    if problems or form == "json":
+        print(rendered(problems, form))
+    broken = {problem.file for problem in problems if problem.severity == "error"}
+    if form == "text":
+        print("\n".join(f"{file}: ok" for file in files if file not in broken))
+    return 1 if broken else 0
+
+
+@app.command
+def config(file: str, *, allow_experimental_plugins: bool = False) -> int:
+    """Print what a configuration comes to: every default, and where each value comes from.
+
+    Parameters
+    ----------
+    file
+        EndpointPickerConfig file.
+    allow_experimental_plugins
+        Plugins that may change are allowed, as for `epp serve`.
+    """
+    from epp.config.effective import effective
+    from epp.config.load import load_file
+
+    print(effective(load_file(file, _catalogue(), experimental=allow_experimental_plugins), file), end="")
+    return 0
+
+
+@app.command
+def plugins(name: str = "", *, markdown: bool = False, check: str = "") -> int:
+    """List the plugins that a configuration may name, or print one of them in full.
+
+    Parameters
+    ----------
+    name
+        Its type.
+    markdown
+        Print all of them in full, as the page of the documentation.
+    check
+        Try the plugins of this module, "my_package.scorers", which need not be installed: exit code 1 if one of them
+        breaks the contract.
+    """
+    if check:
+        return _check(check)
+    from epp.config.describe import described, descriptions, explained, listed, page
+    from epp.config.document import did_you_mean
+
+    every = descriptions(_catalogue())
+    if name and name not in {each.type for each in every}:
+        raise ConfigError(f"plugin type {name} is not known{did_you_mean(name, [each.type for each in every])}")
+    if name:
+        print(explained(described(name, _catalogue())))
+    else:
+        print(page(every) if markdown else listed(every), end="" if markdown else "\n")
+    return 0
+
+
+@app.command
+def schema() -> int:
+    """Print the JSON Schema of a configuration, for editors and pipelines."""
+    import json
+
+    from epp.config.jsonschema import json_schema
+
+    print(json.dumps(json_schema(_catalogue()), indent=2))
+    return 0
+
+
+def _check(module: str) -> int:
+    from time import perf_counter
+
+    from epp.config.check import check_module
+
+    sys.path.insert(0, "")  # as of `python -m`: what is being written lies here
+    told, usable = check_module(module, perf_counter)
+    print(told)
+    return 0 if usable else 1
+
+
+def _catalogue() -> Catalogue:
+    """The built-in plugins, and those of installed packages."""
+    from epp.scheduling.catalogue import catalogue, installed
+
+    return catalogue(installed())
 
 
 def _run(main: object) -> int:

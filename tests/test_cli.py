@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import socket
@@ -45,9 +46,11 @@ def run(*words: str, environment: dict[str, str] | None = None) -> subprocess.Co
         (["serve", "-v=4", "-v", "4", "--v=4"], ["serve", "-v=4", "-v", "4", "--v=4"]),
         (["serve", "-secure-serving=false"], ["serve", "--secure-serving=false"]),
         (["demo", "--seconds", "-1"], ["demo", "--seconds", "-1"]),
+        (["serve", "-poolName", "myPool"], ["serve", "--pool-name", "myPool"]),
+        (["serve", "--refreshMetricsInterval=5S"], ["serve", "--refresh-metrics-interval=5S"]),
     ],
 )
-def test_gos_single_dashes_are_ours(given: list[str], ours: list[str]) -> None:
+def test_gos_single_dashes_and_the_spelling_of_v0_are_ours(given: list[str], ours: list[str]) -> None:
     assert normalised(given) == ours
 
 
@@ -233,7 +236,83 @@ def test_what_cannot_be_served_of_a_cluster_is_said(
 def test_help_lists_the_commands() -> None:
     ended = run("--help")
     assert ended.returncode == 0
-    assert all(name in ended.stdout for name in ("serve", "demo", "model-server"))
+    commands = ("serve", "demo", "model-server", "validate", "config", "plugins", "schema")
+    assert all(name in ended.stdout for name in commands)
+
+
+HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+
+
+def test_files_are_validated_with_every_mistake_and_an_exit_code(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(HEAD + "plugins: [{type: queue-scorer}, {type: openai-parser}]\n")
+    bad.write_text(HEAD + "plugins:\n- type: queue-scorrer\nflowcontrol: {}\n")
+    ended = run("validate", str(good), str(bad))
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stdout.splitlines() == [
+        f"{good}: warning: plugins[1]: openai-parser has no effect: every dialect is always understood, by its path",
+        f"{bad}:4:9: plugins[0].type: plugin type queue-scorrer is not known (did you mean queue-scorer?)",
+        f"{bad}:5:1: flowcontrol: unknown field (did you mean flowControl?); expected fields (apiVersion, data,"
+        " dataLayer, featureGates, flowControl, kind, parser, plugins, requestHandler, saturationDetector,"
+        " schedulingProfiles)",
+        f"{good}: ok",
+    ]
+    assert run("validate", str(good)).returncode == 0
+
+
+def test_problems_come_as_json_and_as_githubs_commands(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(HEAD + "plugins:\n- type: queue-scorrer\n")
+    ended = run("validate", "--format", "json", str(bad))
+    assert ended.returncode == 1
+    (problem,) = json.loads(ended.stdout)
+    assert (problem["line"], problem["column"], problem["path"]) == (4, 9, "plugins[0].type")
+    ended = run("validate", "--format=github", str(bad))
+    assert ended.returncode == 1
+    assert ended.stdout.startswith(f"::error file={bad},line=4,col=9,title=plugins[0].type::plugin type queue-scorrer")
+
+
+def test_an_experimental_plugin_is_validated_with_the_flag_of_serve(tmp_path: Path) -> None:
+    file = tmp_path / "picker.yaml"
+    file.write_text(HEAD + "plugins: [{type: dcgm-data-source}]\n")
+    assert run("validate", str(file)).returncode == 1
+    assert run("validate", "--allow-experimental-plugins", str(file)).returncode == 0
+    with pytest.raises(ConfigError, match="needs --allow-experimental-plugins"):
+        read_config(ServeFlags(config_file=str(file)))
+    assert read_config(ServeFlags(config_file=str(file), allow_experimental_plugins=True)).plugins
+
+
+def test_the_effective_configuration_is_printed_and_is_one(tmp_path: Path) -> None:
+    ended = run("config", str(ROOT / "config" / "picker" / "default.yaml"))
+    assert ended.returncode == 0, ended.stderr
+    assert "    maxNumOfEndpoints: 1  # line 18\n" in ended.stdout
+    again = tmp_path / "effective.yaml"
+    again.write_text(ended.stdout)
+    ended = run("validate", str(again))
+    assert (ended.returncode, ended.stdout) == (0, f"{again}: ok\n")
+    ended = run("config", str(tmp_path / "gone.yaml"))
+    assert ended.returncode == 2
+    assert "No such file" in ended.stderr
+
+
+def test_plugins_are_listed_and_printed() -> None:
+    listed = run("plugins").stdout.splitlines()
+    assert any(line.startswith("queue-scorer ") for line in listed)
+    assert "Prefer the shortest waiting queue." in run("plugins", "queue-scorer").stdout
+    ended = run("plugins", "queue-scorrer")
+    assert ended.returncode == 2
+    assert "did you mean queue-scorer?" in ended.stderr
+    assert run("plugins", "--markdown").stdout.startswith("# Plugins\n")
+
+
+def test_the_schema_is_printed_as_json() -> None:
+    assert json.loads(run("schema").stdout)["title"] == "EndpointPickerConfig"
+
+
+def test_what_is_asked_of_no_file_ends_with_2() -> None:
+    ended = run("validate")
+    assert ended.returncode == 2
+    assert "name a configuration file" in ended.stderr
 
 
 def test_where_certificates_lie_is_read_from_flags() -> None:

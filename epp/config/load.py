@@ -6,45 +6,41 @@ Rules here:
 - Defaults are the reference's. Where it leaves a choice to chance (the order of filters, the one of several pickers),
   the order of the file counts, or it is an error.
 - A file that declares no filter and no scorer gets the default ones: routing blindly is never what was meant.
+- Whatever works on whole requests (admitters, processors) works because it is declared, as in the reference.
 Source: llm-d router, config loader and defaults.
 """
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final, TypeVar
 
-from msgspec import Meta
+import msgspec
 
-from epp.config.document import At, ConfigErrors, Document, did_you_mean
+from epp.config.declarations import Declarations
+from epp.config.document import At, ConfigErrors, Document, Given, Place, did_you_mean
+from epp.config.known import KNOWN, PARSER_WHY
+from epp.config.pages import pages
+from epp.config.parameters import FileDiscovery, changed
+from epp.config.profiles import Profiles
 from epp.config.schema import (
     API_VERSION,
+    DEFAULT_DETECTOR,
     FEATURE_GATES,
     KIND,
     LEGACY_API_VERSION,
-    OTHER_TYPES,
     Config,
-    Declared,
+    DataLayer,
     DetectorParams,
-    FileDiscovery,
-    Parser,
-    ProfileConfig,
-    Reference,
-    UtilizationDetector,
+    DetectorSection,
+    FlowControl,
+    ParserEntry,
+    RequestHandler,
 )
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import Catalogue, catalogue
-from epp.scheduling.plugin import DEFAULT_PRODUCER, PREFIX_MATCH, Filter, Instance, Picker, Producer, Scorer
-
-DEFAULT_SCORERS: Final = (("queue-scorer", 2.0), ("kv-cache-utilization-scorer", 2.0), ("prefix-cache-scorer", 3.0))
-DEFAULT_PICKER: Final = "max-score-picker"
-DEFAULT_DETECTOR: Final = "utilization-detector"
-DETECTORS: Final = "type utilization-detector or concurrency-detector"
-IN_LINE: Final = ("queueDepthThreshold", "kvCacheUtilThreshold", "metricsStalenessThreshold")
-"""Fields of `saturationDetector` before it referred to a plugin."""
+from epp.scheduling.detectors import UtilizationDetector
+from epp.scheduling.plugin import Params
 
 SECTIONS: Final = (
     "apiVersion",
@@ -54,27 +50,22 @@ SECTIONS: Final = (
     "schedulingProfiles",
     "dataLayer",
     "flowControl",
-    "saturationDetector",
+    "requestHandler",
 )
-NOT_YET: Final = ("requestHandler", "parser")
-"""Sections that are accepted and not read."""
-NOT_YET_IN_FLOW_CONTROL: Final = (
-    "maxBytes",
-    "maxRequests",
-    "defaultRequestTTL",
-    "noEndpointRequestTTL",
-    "defaultPriorityBand",
-    "defaultNegativePriorityBand",
-    "priorityBands",
-    "usageLimitPolicyPluginRef",
-    "enableEviction",
-)
-NOT_YET_IN_DATA_LAYER: Final = ("peerDiscovery", "crossReplicaSyncerPluginRef", "crossReplicaSyncInterval")
+DEPRECATED_SECTIONS: Final = {
+    "data": "dataLayer",
+    "parser": "requestHandler.parsers",
+    "saturationDetector": "flowControl.saturationDetector.pluginRef",
+}
+"""Sections of the years before, and what to write now."""
+TRUE: Final = ("", "true", "True", "TRUE", "t", "T", "1")
+FALSE: Final = ("false", "False", "FALSE", "f", "F", "0")
+"""As Go's strconv.ParseBool."""
 
-Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
+S = TypeVar("S", bound=Params)
 
 
-def load_file(path: str | Path, plugins: Catalogue | None = None) -> Config:
+def load_file(path: str | Path, plugins: Catalogue | None = None, *, experimental: bool = False) -> Config:
     """As `load`, from a file.
 
     Raises:
@@ -84,22 +75,22 @@ def load_file(path: str | Path, plugins: Catalogue | None = None) -> Config:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", file=str(path)) from error
-    return load(text, str(path), plugins)
+    return load(text, str(path), plugins, experimental=experimental)
 
 
-def load(text: str, file: str = "", plugins: Catalogue | None = None) -> Config:
+def load(text: str, file: str = "", plugins: Catalogue | None = None, *, experimental: bool = False) -> Config:
     """Read a configuration. An empty text is the default one.
 
     Args:
         file: its name, for errors.
         plugins: those that there are; None: the built-in ones.
+        experimental: plugins that may change are allowed.
 
     Raises:
         ConfigErrors: everything that is wrong with it.
     """
     document = Document(text, file)
-    reading = _Reading(document, catalogue() if plugins is None else plugins)
-    config = reading.config()
+    config = _Reading(document, catalogue() if plugins is None else plugins, experimental).config()
     if document.errors:
         raise ConfigErrors(document.errors)
     return config
@@ -108,33 +99,52 @@ def load(text: str, file: str = "", plugins: Catalogue | None = None) -> Config:
 class _Reading:
     """One document while it becomes a `Config`. Every method reads one part of it, and reports what is wrong there."""
 
-    def __init__(self, document: Document, plugins: Catalogue) -> None:
+    def __init__(self, document: Document, plugins: Catalogue, experimental: bool) -> None:
         self.document = document
-        self.plugins = plugins
-        self.declared: dict[str, Declared] = {}
-        self.broken: set[str] = set()
-        """Names of plugins that were reported: who refers to them is not to blame."""
-        self.warnings: list[str] = []
+        self.plugins = Declarations(document, plugins, experimental)
+        self.places: dict[str, Place] = {}
 
     def config(self) -> Config:
         top = self._top()
-        self._gates(top.get("featureGates"))
+        gates = self._gates(top.get("featureGates"))
         for item in self.document.items(top.get("plugins")):
-            self._plugin(item)
-        profiles = self._profiles(top.get("schedulingProfiles"))
-        discovery = self._data_layer(top.get("dataLayer"))
-        used = {reference.name for profile in profiles for reference in profile.plugins}
-        used |= {self._producer(self.declared[name]) for name in used if self._needs_prefix(name)}
-        detector = self._saturation(top.get("flowControl"), top.get("saturationDetector"))
-        self._unused(used, discovery, detector)
-        plugins = {name: each for name, each in self.declared.items() if each.plugin is None or name in used}
-        return Config(plugins, profiles, discovery, detector, tuple(self.warnings))
+            self.plugins.read(item)
+        section = Profiles(self.document, self.plugins, self.places)
+        profiles = section.read(top.get("schedulingProfiles"))
+        handler = section.handler(profiles)
+        data = self._section(top.get("dataLayer") or top.get("data"), DataLayer, "dataLayer")
+        flow = self._section(top.get("flowControl"), FlowControl, "flowControl")
+        handling = self._section(top.get("requestHandler"), RequestHandler, "requestHandler")
+        flow = self._old_detector(flow, top.get("saturationDetector"))
+        handling = self._old_parser(handling, top.get("parser"))
+        detector = self._detector(flow.value)
+        discovery = self._discovery(data.value)
+        self._sources(data)
+        self._bands(flow)
+        self.plugins.resolve([profile.name for profile in profiles])
+        used = self.plugins.used([each.name for profile in profiles for each in profile.plugins], handler)
+        self._no_effect(flow, data, handling)
+        self.plugins.tell_unused(used, discovery, detector)
+        plugins = [self.plugins.by_name[name] for name in self.plugins.in_order()]
+        return Config(
+            {each.name: each for each in plugins if self.plugins.counts(each, used, detector)},
+            profiles,
+            handler,
+            gates,
+            flow.value,
+            data.value,
+            handling.value,
+            discovery,
+            detector,
+            tuple(self.plugins.warnings),
+            self.places,
+        )
 
     def _top(self) -> dict[str, At]:
         root = self.document.root
         if root is None:
             return {}
-        top = self.document.fields(root, (*SECTIONS, *NOT_YET))
+        top = self.document.fields(root, (*SECTIONS, *DEPRECATED_SECTIONS))
         if top is None:
             return {}
         for name, expected in (("apiVersion", (API_VERSION, LEGACY_API_VERSION)), ("kind", (KIND,))):
@@ -143,236 +153,113 @@ class _Reading:
             elif (said := self.document.text(top[name])) not in expected and said is not None:
                 self.document.complain(top[name], f"{name} {said} is not known: write {expected[0]}")
             elif said == LEGACY_API_VERSION:
-                self.warnings.append(f"apiVersion {said} is deprecated: write {API_VERSION}")
-        self.warnings += [f"{name} has no effect yet: it is not read" for name in NOT_YET if name in top]
+                self.plugins.warnings.append(f"apiVersion {said} is deprecated: write {API_VERSION}")
+        self.plugins.warnings += [
+            f"{old} is deprecated: write {new}" for old, new in DEPRECATED_SECTIONS.items() if old in top
+        ]
         return top
 
-    def _gates(self, at: At | None) -> None:
+    def _gates(self, at: At | None) -> dict[str, bool]:
+        gates: dict[str, bool] = {}
         for item in self.document.items(at):
             gate, _, value = (self.document.text(item) or "").partition("=")
             if gate and gate not in FEATURE_GATES:
                 hint = did_you_mean(gate, FEATURE_GATES)
                 self.document.complain(item, f"feature gate {gate} is not known{hint}")
-            elif value not in ("", "true", "false"):
+            elif value not in (*TRUE, *FALSE):
                 self.document.complain(item, f"expected {gate}=true or {gate}=false, not {value!r}")
             elif gate:
-                self.warnings.append(f"{item.path}: the feature gate {gate} has no effect yet")
+                gates[gate] = value in TRUE
+                self.places[f"featureGates.{gate}"] = self.document.place(item)
+                self.plugins.warnings.append(f"{item.path}: the feature gate {gate} has no effect yet")
+        return gates
 
-    def _plugin(self, item: At) -> None:
-        fields = self.document.fields(item, ("name", "type", "parameters"))
-        if fields is None:
-            return
-        if "type" not in fields:
-            self.document.complain(item, "a plugin needs a type")
-            return
-        type_ = self.document.text(fields["type"])
-        name = self.document.text(fields["name"]) if "name" in fields else type_
-        if type_ is None or name is None:
-            return
-        plugin = self.plugins.get(type_)
-        kind = plugin.params if plugin else OTHER_TYPES.get(type_)
-        if kind is None:
-            self.broken.add(name)
-            hint = did_you_mean(type_, (*self.plugins, *OTHER_TYPES))
-            self.document.complain(fields["type"], f"plugin type {type_} is not known{hint}")
-            return
-        params, given = self.document.params(fields.get("parameters"), kind, item)
-        if params is None:
-            self.broken.add(name)
-        elif name in self.declared:
-            self.document.complain(fields.get("name", item), f"two plugins are named {name}: give one another name")
-        else:
-            idle = params.idle(given)
-            self.warnings += [f"{item.path}: {name}: {key} has no effect: {why}" for key, why in idle.items()]
-            self.declared[name] = Declared(name, type_, params, plugin, self.document.place(item))
+    # -- sections ------------------------------------------------------------------------------------------------
 
-    # -- profiles ------------------------------------------------------------------------------------------------
+    def _section(self, at: At | None, kind: type[S], name: str) -> Given[S]:
+        """Its defaults where it is not written, or something was reported."""
+        given = self.document.params(at, kind, at) if at is not None else None
+        if given is None:
+            return Given(kind(), {})
+        self.places |= {f"{name}.{path}": place for path, place in given.places.items()}
+        return given
 
-    def _profiles(self, at: At | None) -> tuple[ProfileConfig, ...]:
-        items = self.document.items(at)
-        if not items:
-            return (self._default_profile(),)
-        for item in items[1:]:
-            self.document.complain(item, "one profile is possible: no handler that chooses between several exists yet")
-        return tuple(self._profile(item) for item in items)
+    def _old_parser(self, handling: Given[RequestHandler], old: At | None) -> Given[RequestHandler]:
+        entry = self.document.params(old, ParserEntry, old) if old is not None else None
+        if entry is None or handling.value.parsers:
+            return handling
+        return Given(RequestHandler(parsers=(entry.value,)), {})
 
-    def _profile(self, item: At) -> ProfileConfig:
-        fields = self.document.fields(item, ("name", "plugins"))
-        if fields is None:
-            return ProfileConfig("", ())
-        name = self.document.text(fields["name"]) if "name" in fields else None
-        if "name" not in fields:
-            self.document.complain(item, "a profile needs a name")
-        entries = [self._reference(entry) for entry in self.document.items(fields.get("plugins"))]
-        references = [reference for reference in entries if reference is not None]
-        counts = Counter(reference.name for reference in references)
-        for twice in (name for name, count in counts.items() if count > 1):
-            self.document.complain(
-                item, f"{twice} is listed twice: one entry with the sum of the weights says the same"
-            )
-        pickers = [reference.name for reference in references if self._is_a(reference.name, Picker)]
-        if len(pickers) > 1:
-            self.document.complain(item, f"a profile has one picker: keep one of {', '.join(pickers)}")
-        if not pickers:
-            declared = [name for name in self.declared if self._is_a(name, Picker)]
-            references.append(Reference(declared[0] if len(declared) == 1 else self._default(DEFAULT_PICKER)))
-        return ProfileConfig(name or "", tuple(references))
-
-    def _default_profile(self) -> ProfileConfig:
-        """All that is declared, in the order of the file; the default scorers where there is nothing to go by."""
-        references = [Reference(name) for name in self.declared if self._is_a(name, Filter, Scorer)]
-        if not references and not self.broken:
-            references = [Reference(self._default(name), weight) for name, weight in DEFAULT_SCORERS]
-        pickers = [name for name in self.declared if self._is_a(name, Picker)] or [self._default(DEFAULT_PICKER)]
-        for name in pickers[1:]:
-            message = f"{pickers[0]} picks already: keep one picker, or write schedulingProfiles"
-            self.document.errors.append(self.declared[name].place.error(message))
-        return ProfileConfig("default", (*references, Reference(pickers[0])))
-
-    def _reference(self, entry: At) -> Reference | None:
-        fields = self.document.fields(entry, ("pluginRef", "weight"))
-        name = self._resolved(entry, fields)
-        if fields is None or name is None:
-            return None
-        if not self._is_a(name, Filter, Scorer, Picker):
-            self.warnings.append(f"{entry.path}: {name} has no effect in a profile: it is no filter, scorer or picker")
-            return None
-        if "weight" not in fields:
-            return Reference(name)
-        if not self._is_a(name, Scorer):
-            self.warnings.append(f"{entry.path}.weight has no effect: {name} is no scorer")
-            return Reference(name)
-        weight: float | None = self.document.value(fields["weight"], Weight)
-        return Reference(name) if weight is None else Reference(name, weight)
-
-    def _producer(self, reader: Declared) -> str:
-        """The name of the producer that a plugin reads prefix matches from; declared here if it is the default one."""
-        name: str = getattr(reader.params, "prefix_match_info_producer_name", "") or DEFAULT_PRODUCER
-        if name not in self.declared and name == DEFAULT_PRODUCER:
-            self._default(name)
-        elif name not in self.broken and not self._is_a(name, Producer):
-            there = ", ".join(name for name in self.declared if self._is_a(name, Producer)) or "none"
-            message = f"prefixMatchInfoProducerName: no producer is named {name} (there are: {there})"
-            self.document.errors.append(reader.place.error(message))
-        return name
-
-    # -- data layer ----------------------------------------------------------------------------------------------
-
-    def _data_layer(self, at: At | None) -> FileDiscovery | None:
-        if at is None:
-            return None
-        known = ("injectDefaults", "sources", "discovery", *NOT_YET_IN_DATA_LAYER)
-        fields = self.document.fields(at, known) or {}
-        if "injectDefaults" in fields and self.document.value(fields["injectDefaults"], bool) is False:
-            self.warnings.append(f"{at.path}.injectDefaults has no effect: metrics pages are always read")
-        self.warnings += [f"{at.path}.{name} has no effect yet" for name in NOT_YET_IN_DATA_LAYER if name in fields]
-        for source in self.document.items(fields.get("sources")):
-            inner = self.document.fields(source, ("pluginRef", "extractors"))
-            self._resolved(source, inner)
-            for extractor in self.document.items((inner or {}).get("extractors")):
-                self._resolved(extractor, self.document.fields(extractor, ("pluginRef",)))
-        return self._discovery(fields["discovery"]) if "discovery" in fields else None
-
-    def _discovery(self, at: At) -> FileDiscovery | None:
-        name = self._resolved(at, self.document.fields(at, ("pluginRef",)))
-        if name is None:
-            return None
-        params = self.declared[name].params
-        if isinstance(params, FileDiscovery):
-            return params
-        self.document.complain(at, f"{name} discovers no endpoints: refer to a plugin of type file-discovery")
-        return None
-
-    # -- saturation ----------------------------------------------------------------------------------------------
-
-    def _saturation(self, flow: At | None, old: At | None) -> DetectorParams:
-        """The detector that flowControl.saturationDetector names, or the older section of its own, or the default."""
-        at = self._flow_control(flow)
-        if old is not None:
-            self.warnings.append(f"{old.path} is deprecated: write flowControl.saturationDetector.pluginRef")
-            if at is None:
-                return self._old_detector(old)
-            self.document.complain(old, "flowControl.saturationDetector is given too: keep that one")
-        return self._detector(at, self.document.fields(at, ("pluginRef",)) if at else {})
-
-    def _flow_control(self, at: At | None) -> At | None:
-        known = ("saturationDetector", *NOT_YET_IN_FLOW_CONTROL)
-        fields = (self.document.fields(at, known) if at else None) or {}
-        self.warnings += [f"flowControl.{name} has no effect yet" for name in NOT_YET_IN_FLOW_CONTROL if name in fields]
-        return fields.get("saturationDetector")
-
-    def _old_detector(self, at: At) -> DetectorParams:
-        """It referred to a plugin, or held the thresholds itself."""
+    def _old_detector(self, flow: Given[FlowControl], old: At | None) -> Given[FlowControl]:
+        """What the older section says, as if it stood in flowControl: a plugin's name, or the thresholds themselves."""
+        if old is None:
+            return flow
+        if "saturationDetector" in flow.places:
+            self.plugins.warnings.append(f"{old.path} has no effect: flowControl.saturationDetector is given too")
+            return flow
         before = len(self.document.errors)
-        fields = self.document.fields(at, ("pluginRef", *IN_LINE))
-        if len(self.document.errors) > before or fields is None:
-            return UtilizationDetector()
-        if fields and "pluginRef" not in fields:
-            return self.document.params(at, UtilizationDetector, at)[0] or UtilizationDetector()
-        for name in fields.keys() - {"pluginRef"}:
-            self.document.complain(fields[name], "this is a parameter of the plugin that pluginRef names")
-        return self._detector(at, fields)
+        known = {field.encode_name for field in msgspec.structs.fields(UtilizationDetector)}
+        fields = self.document.fields(old, {*known, "pluginRef"}) or {}
+        if "pluginRef" in fields:
+            for inner in [each for key, each in fields.items() if key in known]:
+                self.document.complain(inner, "this is a parameter of the plugin that pluginRef names")
+        if len(self.document.errors) > before:
+            return flow
+        if fields.keys() & known:
+            self.plugins.declare(DEFAULT_DETECTOR, self.document.params(old, UtilizationDetector, old), old)
+            return flow
+        section = self.document.params(old, DetectorSection, old)
+        if section is None:
+            return flow
+        value = msgspec.structs.replace(flow.value, saturation_detector=section.value)
+        return Given(value, flow.places)
 
-    def _detector(self, at: At | None, fields: dict[str, At] | None) -> DetectorParams:
-        """The parameters of the plugin that `pluginRef` names; the default one need not be declared."""
-        name = self._resolved(at, fields, DEFAULT_DETECTOR) if at and fields else DEFAULT_DETECTOR
-        declared = self.declared.get(name or "")
-        if declared is None:
-            return UtilizationDetector()
-        if isinstance(declared.params, DetectorParams):
-            return declared.params
-        place = self.document.place(at) if at and fields else declared.place
-        self.document.errors.append(place.error(f"{name} is no saturation detector: refer to one of {DETECTORS}"))
-        return UtilizationDetector()
+    def _detector(self, flow: FlowControl) -> DetectorParams:
+        name = flow.saturation_detector.plugin_ref
+        if name == DEFAULT_DETECTOR and name not in self.plugins.by_name:
+            self.plugins.default(name, "flowControl.saturationDetector refers to it")
+        declared = self.plugins.by_name.get(name)
+        return declared.params if declared and isinstance(declared.params, DetectorParams) else UtilizationDetector()
 
-    # -- names ---------------------------------------------------------------------------------------------------
-
-    def _resolved(self, owner: At, fields: dict[str, At] | None, given: str = "") -> str | None:
-        """The plugin that `pluginRef` names; None: reported. No fields: they were reported.
-
-        Args:
-            given: a name that need not be declared.
-        """
-        if fields is None:
+    def _discovery(self, data: DataLayer) -> FileDiscovery | None:
+        declared = self.plugins.by_name.get(data.discovery.plugin_ref) if data.discovery else None
+        if declared is None or not isinstance(declared.params, FileDiscovery) or KNOWN[declared.type].why:
             return None
-        if "pluginRef" not in fields:
-            self.document.complain(owner, "pluginRef is missing: name a plugin")
-            return None
-        at = fields["pluginRef"]
-        name = self.document.text(at)
-        if name is None or name == given or name in self.declared:
-            return name
-        if name not in self.broken:
-            self.document.complain(at, f"no plugin is named {name}{did_you_mean(name, self.declared)}: declare it")
-        return None
+        return declared.params
 
-    def _is_a(self, name: str, *kinds: type[Instance]) -> bool:
-        declared = self.declared.get(name)
-        return declared is not None and declared.plugin is not None and issubclass(declared.plugin.kind, kinds)
+    def _sources(self, data: Given[DataLayer]) -> None:
+        """Every extractor must understand what its source fetches."""
+        for i, source in enumerate(data.value.sources):
+            fetched = self.plugins.by_name.get(source.plugin_ref)
+            for j, each in enumerate(source.extractors):
+                reader = self.plugins.by_name.get(each.plugin_ref)
+                reads = KNOWN[reader.type].reads if reader and reader.type in KNOWN else ()
+                if fetched is not None and reads and fetched.type not in reads:
+                    place = data.places[f"sources[{i}].extractors[{j}].pluginRef"]
+                    message = f"{each.plugin_ref} does not read what {fetched.type} fetches, but {' or '.join(reads)}"
+                    self.document.errors.append(place.error(message))
+        found = pages({name: each.params for name, each in self.plugins.by_name.items()}, data.value.fetched)
+        self.plugins.warnings += [
+            f"{each.place.path}: {each.name} has no effect: {why}"
+            for each in self.plugins.by_name.values()
+            if (why := found.why_idle(each.name, each.type))
+        ]
 
-    def _needs_prefix(self, name: str) -> bool:
-        plugin = self.declared[name].plugin
-        return plugin is not None and PREFIX_MATCH in plugin.needs
+    def _bands(self, flow: Given[FlowControl]) -> None:
+        seen: set[int] = set()
+        for index, band in enumerate(flow.value.priority_bands):
+            if band.priority in seen:
+                place = flow.places[f"priorityBands[{index}].priority"]
+                self.document.errors.append(place.error(f"two bands have the priority {band.priority}: keep one"))
+            seen.add(band.priority)
 
-    def _default(self, name: str) -> str:
-        """Declare a plugin under its own type with its defaults, unless the file has done so."""
-        plugin = self.plugins[name]
-        declared = self.declared.setdefault(name, Declared(name, name, plugin.params(), plugin))
-        if declared.type != name:
-            message = f"{name} is the name of a plugin that is added by default: give this {declared.type} another"
-            self.document.errors.append(declared.place.error(message))
-        return name
-
-    def _unused(self, used: Collection[str], discovery: FileDiscovery | None, detector: DetectorParams) -> None:
-        for name, declared in self.declared.items():
-            if isinstance(declared.params, Parser):
-                why = "every dialect is always understood, by its path"
-            elif isinstance(declared.params, FileDiscovery) and declared.params is not discovery:
-                why = "dataLayer.discovery does not refer to it"
-            elif isinstance(declared.params, DetectorParams) and declared.params is not detector:
-                why = "flowControl.saturationDetector does not refer to it"
-            elif declared.plugin is not None and name not in used:
-                why = "no profile uses it"
-            else:
-                continue
-            self.warnings.append(f"{declared.place.path}: {name} has no effect: {why}")
+    def _no_effect(self, flow: Given[FlowControl], data: Given[DataLayer], handling: Given[RequestHandler]) -> None:
+        given = [name for name in changed(flow.value, flow.places) if name != "saturationDetector"]
+        self.plugins.warnings += [f"flowControl.{name} has no effect yet" for name in given]
+        if not data.value.inject_defaults:
+            self.plugins.warnings.append("dataLayer.injectDefaults has no effect: metrics pages are always read")
+        idle = ("peerDiscovery", "crossReplicaSyncerPluginRef", "crossReplicaSyncInterval")
+        there = [name for name in changed(data.value, data.places) if name in idle]
+        self.plugins.warnings += [f"dataLayer.{name} has no effect yet" for name in there]
+        if handling.value.parsers:
+            self.plugins.warnings.append(f"requestHandler.parsers has no effect: {PARSER_WHY}")

@@ -1,133 +1,187 @@
-"""What a configuration says, checked: the objects that `load` returns and `build` takes.
+"""What a configuration says, checked: its sections, and the objects that `load` returns and `build` takes.
 
-Also the plugin types that the reference knows and that need no plugin of ours: their parameters are checked as
-strictly as any, and those that change nothing are told to the operator.
+Rules here: the sections are structs like plugins' parameters, read the same way; what they refer to is marked by `Ref`.
 Source: llm-d router, EndpointPickerConfig v1alpha1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Final, Literal
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from epp.config.document import Place
-from epp.config.units import parse_duration
-from epp.scheduling.plugin import Instance, NoParams, Params, Plugin
+from epp.config.pages import Pages, pages
+from epp.config.parameters import FileDiscovery
+from epp.scheduling.detectors import ConcurrencyDetector, UtilizationDetector
+from epp.scheduling.plugin import Instance, Params, Plugin, Ref
+from epp.units import Duration, Quantity
 
 API_VERSION: Final = "llm-d.ai/v1alpha1"
 LEGACY_API_VERSION: Final = "inference.networking.x-k8s.io/v1alpha1"
 KIND: Final = "EndpointPickerConfig"
 
+DEFAULT_DETECTOR: Final = "utilization-detector"
+DEFAULT_FAIRNESS: Final = "global-strict-fairness-policy"
+DEFAULT_ORDERING: Final = "fcfs-ordering-policy"
+DEFAULT_USAGE_LIMIT: Final = "static-usage-limit-policy"
 
-Headroom = Annotated[float, Meta(ge=0)]
-
-
-class FileDiscovery(Params, frozen=True):
-    """`file-discovery`: endpoints from a file instead of Kubernetes."""
-
-    path: str
-    """The endpoints file."""
-    watch_file: bool = False
-    """Read the file again whenever it changes."""
-
-
-class MetricsSource(Params, frozen=True):
-    """`metrics-data-source`: how pages are fetched. We scrape http://<endpoint>/metrics, whatever is written here."""
-
-    scheme: str = "http"
-    path: str = "/metrics"
-    port: int = 0
-    insecure_skip_verify: bool = True
-    ca_cert_path: str = ""
-    client_cert_path: str = ""
-    client_key_path: str = ""
-    interval: str = ""
-
-    def idle(self, given: Collection[str]) -> dict[str, str]:
-        return dict.fromkeys(_changed(self, given), "it is not supported yet")
-
-
-class CoreMetrics(Params, frozen=True):
-    """`core-metrics-extractor`: which engine's metric names a page has. We recognise the page."""
-
-    engine_label_key: str = "llm-d.ai/engine-type"
-    default_engine: str = "vllm"
-    engine_configs: tuple[dict[str, Any], ...] = ()
-
-    def idle(self, given: Collection[str]) -> dict[str, str]:
-        return dict.fromkeys(_changed(self, given), "it is not supported yet")
-
-
-class UtilizationDetector(Params, frozen=True):
-    """`utilization-detector`: full by what the servers' pages say."""
-
-    queue_depth_threshold: Annotated[int, Meta(gt=0)] = 5
-    """Waiting requests at which an endpoint is full."""
-    kv_cache_util_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.8
-    """Share of the KV cache in use at which it is."""
-    metrics_staleness_threshold: str = "200ms"
-    """Age of a page from which on an endpoint counts as full."""
-    headroom: Headroom = 0.0
-    """Only for the detector as a filter."""
-
-    def __post_init__(self) -> None:
-        if not parse_duration(self.metrics_staleness_threshold):
-            raise ValueError("metricsStalenessThreshold must be longer than 0: every endpoint would count as full")
-
-    def idle(self, given: Collection[str]) -> dict[str, str]:
-        return _no_filter(self, given)
-
-
-class ConcurrencyDetector(Params, frozen=True):
-    """`concurrency-detector`: full by what was sent and has not ended."""
-
-    max_concurrency: Annotated[int, Meta(gt=0)] = 100
-    """Requests in flight at which an endpoint is full."""
-    max_token_concurrency: Annotated[int, Meta(gt=0)] = 1_000_000
-    """Prompt tokens in flight at which it is."""
-    concurrency_mode: Literal["requests", "tokens", "hybrid"] = "requests"
-    """Which of the two counts; hybrid: whichever is fuller."""
-    headroom: Headroom = 0.0
-    """Only for the detector as a filter."""
-    in_flight_load_producer_name: str = ""
-    """Who counts. We count what we send, whatever is written here."""
-
-    def idle(self, given: Collection[str]) -> dict[str, str]:
-        idle = _no_filter(self, given)
-        if "inFlightLoadProducerName" in _changed(self, given):
-            idle["inFlightLoadProducerName"] = "the picker counts what it sends"
-        return idle
-
+FEATURE_GATES: Final[Mapping[str, bool]] = {
+    "flowControl": False,
+    "haPopulateNonLeaderDatastore": True,
+    "dataLayer": True,
+    "prepareDataPlugins": True,
+    "enableLegacyMetrics": True,
+}
+"""The reference's, of today and of the years before, with what they are when nobody says."""
 
 DetectorParams = UtilizationDetector | ConcurrencyDetector
+Weight = Annotated[float, Meta(ge=0, le=sys.float_info.max)]
 
 
-class Parser(NoParams, frozen=True):
-    """Which bodies are understood. Ours are chosen by path, all of them, always."""
+# -- sections ----------------------------------------------------------------------------------------------------------
 
 
-OTHER_TYPES: Final[Mapping[str, type[Params]]] = {
-    "file-discovery": FileDiscovery,
-    "single-profile-handler": NoParams,
-    "metrics-data-source": MetricsSource,
-    "core-metrics-extractor": CoreMetrics,
-    "utilization-detector": UtilizationDetector,
-    "concurrency-detector": ConcurrencyDetector,
-    "openai-parser": Parser,
-    "anthropic-parser": Parser,
-    "vllmhttp-parser": Parser,
-    "sglanghttp-parser": Parser,
-    "passthrough-parser": Parser,
-}
-"""Plugin types that are known beside the catalogue's."""
+class ProfileEntry(Params, frozen=True):
+    """One plugin of a profile."""
 
-FEATURE_GATES: Final = frozenset(
-    ("flowControl", "haPopulateNonLeaderDatastore", "dataLayer", "prepareDataPlugins", "enableLegacyMetrics")
-)
-"""The reference's, of today and of the years before."""
+    plugin_ref: Annotated[str, Ref("plugin")]
+    """Name of the plugin."""
+    weight: Weight = 1.0
+    """Of a scorer: what its scores are multiplied by."""
+
+
+class ProfileSection(Params, frozen=True):
+    """Filters in order, scorers with weights, and one picker."""
+
+    name: str
+    """Name of the profile, for handlers and metrics."""
+    plugins: tuple[ProfileEntry, ...] = ()
+    """Without a picker among them: the one declared, or max-score-picker."""
+
+
+class PriorityBandTemplate(Params, frozen=True):
+    """Queues of one priority."""
+
+    max_bytes: Quantity = 0
+    """Bytes of all bodies that wait; 0: 1G."""
+    max_requests: Quantity = 0
+    """Requests that wait; 0: 5000."""
+    fairness_policy_ref: Annotated[str, Ref("fairness policy", DEFAULT_FAIRNESS)] = DEFAULT_FAIRNESS
+    """Whose turn it is."""
+    ordering_policy_ref: Annotated[str, Ref("ordering policy", DEFAULT_ORDERING)] = DEFAULT_ORDERING
+    """Which request of a flow is next."""
+
+
+class PriorityBand(PriorityBandTemplate, frozen=True, kw_only=True):
+    """Queues of one priority."""
+
+    priority: int
+    """Of the requests; below 0: sheddable."""
+
+
+class DetectorSection(Params, frozen=True):
+    """What says whether the pool is saturated."""
+
+    plugin_ref: Annotated[str, Ref("detector", DEFAULT_DETECTOR)] = DEFAULT_DETECTOR
+    """Name of the plugin."""
+
+
+class FlowControl(Params, frozen=True):
+    """May a request run now?"""
+
+    max_bytes: Quantity = 0
+    """Bytes of all bodies under way; 0: no limit."""
+    max_requests: Quantity = 0
+    """Requests under way; 0: no limit."""
+    default_request_ttl: Duration = msgspec.field(default="60s", name="defaultRequestTTL")
+    """How long a request may wait; 0s: for ever."""
+    no_endpoint_request_ttl: Duration = msgspec.field(default="", name="noEndpointRequestTTL")
+    """How long it may wait while there is no endpoint; empty: as defaultRequestTTL."""
+    default_priority_band: PriorityBandTemplate = PriorityBandTemplate()
+    """Of priorities without a band of their own."""
+    default_negative_priority_band: PriorityBandTemplate = PriorityBandTemplate()
+    """Of those below 0."""
+    priority_bands: tuple[PriorityBand, ...] = ()
+    """Bands of their own."""
+    usage_limit_policy_plugin_ref: Annotated[str, Ref("usage limit policy", DEFAULT_USAGE_LIMIT)] = DEFAULT_USAGE_LIMIT
+    """At which saturation each band stops."""
+    saturation_detector: DetectorSection = DetectorSection()
+    """What says whether the pool is saturated."""
+    enable_eviction: bool = False
+    """End requests in flight for more important ones."""
+
+
+class ExtractorEntry(Params, frozen=True):
+    """Reads what a source fetches."""
+
+    plugin_ref: Annotated[str, Ref("extractor")]
+    """Name of the plugin."""
+
+
+class SourceEntry(Params, frozen=True):
+    """Fetches what is known of endpoints."""
+
+    plugin_ref: Annotated[str, Ref("data source")]
+    """Name of the plugin."""
+    extractors: tuple[ExtractorEntry, ...] = ()
+    """Who reads it."""
+
+
+class DiscoverySection(Params, frozen=True):
+    """Where endpoints come from."""
+
+    plugin_ref: Annotated[str, Ref("discovery")]
+    """Name of the plugin."""
+
+
+class PeerSection(Params, frozen=True):
+    """Where other replicas are found."""
+
+    plugin_ref: Annotated[str, Ref("peer discovery")]
+    """Name of the plugin."""
+
+
+class DataLayer(Params, frozen=True):
+    """What is known of endpoints, and from whom."""
+
+    inject_defaults: bool = True
+    """Read metrics pages without being told."""
+    sources: tuple[SourceEntry, ...] = ()
+    """What is fetched beside."""
+    discovery: DiscoverySection | None = None
+    """Not given: endpoints come from Kubernetes."""
+    peer_discovery: PeerSection | None = None
+    """Not given: replicas do not know each other."""
+    cross_replica_syncer_plugin_ref: Annotated[str, Ref("replica syncer")] = ""
+    """What replicas share their counts by."""
+    cross_replica_sync_interval: Duration = "200ms"
+    """How often."""
+
+    @property
+    def fetched(self) -> dict[str, tuple[str, ...]]:
+        """Names of each source's extractors, by the source's."""
+        return {each.plugin_ref: tuple(reader.plugin_ref for reader in each.extractors) for each in self.sources}
+
+
+class ParserEntry(Params, frozen=True):
+    """Understands bodies."""
+
+    plugin_ref: Annotated[str, Ref("parser")]
+    """Name, or type, of the plugin."""
+
+
+class RequestHandler(Params, frozen=True):
+    """How requests are read."""
+
+    parsers: Annotated[tuple[ParserEntry, ...], Meta(min_length=1)] | None = None
+    """Which bodies are understood."""
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -137,8 +191,13 @@ class Declared(msgspec.Struct, frozen=True):
     type: str
     params: Params
     plugin: Plugin[Instance] | None = None
-    """From the catalogue; None: one of `OTHER_TYPES`."""
+    """From the catalogue; None: one of `KNOWN`."""
     place: Place = Place()
+    """Where it is written; without a line: it is added."""
+    places: Mapping[str, Place] = {}
+    """Where its parameters are, by path, as `profiles.decode`; others have their defaults."""
+    added_for: str = ""
+    """Why it is there although the file does not declare it."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -158,25 +217,27 @@ class ProfileConfig(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     plugins: Mapping[str, Declared]
-    """By name; of those that decide, the ones that the profile uses."""
+    """By name, those that others refer to before them; of the catalogue's, only those that are used."""
     profiles: tuple[ProfileConfig, ...]
-    """Exactly one, until there is a handler that chooses between several."""
+    handler: str = ""
+    """Name of the plugin that chooses among the profiles; empty: there is one, which decides alone."""
+    gates: Mapping[str, bool] = {}
+    """Feature gates that are set."""
+    flow: FlowControl = FlowControl()
+    data: DataLayer = DataLayer()
+    request_handler: RequestHandler = RequestHandler()
     discovery: FileDiscovery | None = None
     """None: endpoints come from Kubernetes."""
     detector: DetectorParams = UtilizationDetector()
     """What says whether the pool is saturated."""
     warnings: tuple[str, ...] = ()
     """For the operator, at start: what was accepted and has no effect."""
+    places: Mapping[str, Place] = {}
+    """Where everything else is written, by its path in the effective configuration, as
+    `schedulingProfiles.default.queue-scorer.weight`."""
 
-
-def _no_filter(params: DetectorParams, given: Collection[str]) -> dict[str, str]:
-    return {"headroom": "a detector is no filter here yet"} if "headroom" in _changed(params, given) else {}
-
-
-def _changed(params: Params, given: Collection[str]) -> list[str]:
-    """Those of the given parameters that differ from their default: a default that is spelled out asks for nothing."""
-    return [
-        field.encode_name
-        for field in msgspec.structs.fields(params)
-        if field.encode_name in given and getattr(params, field.name) != field.default
-    ]
+    @property
+    def pages(self) -> Pages:
+        """What is fetched from every endpoint."""
+        params = {name: declared.params for name, declared in self.plugins.items()}
+        return pages(params, self.data.fetched)

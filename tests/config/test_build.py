@@ -73,7 +73,7 @@ plugins:
 
 def test_a_config_that_asks_for_no_prefix_hashes_none() -> None:
     scheduler = build(load(HEAD + "plugins: [{type: queue-scorer}, {type: approx-prefix-cache-producer}]"), Random(0))
-    assert scheduler.producers == ()
+    assert scheduler.lineup.producers == ()
 
 
 class Refuses:

@@ -6,7 +6,7 @@ import pytest
 
 from epp.config.document import ConfigErrors
 from epp.config.load import load
-from epp.config.schema import ConcurrencyDetector, UtilizationDetector
+from epp.scheduling.detectors import ConcurrencyDetector, UtilizationDetector
 from tests.config.test_load import DEFAULT, HEAD, entries
 
 DETECTORS = """
@@ -80,18 +80,13 @@ def test_a_threshold_that_cannot_be_meant_is_refused(text: str, message: str) ->
     ("text", "path", "message"),
     [
         ("flowControl: {saturationDetector: {pluginRef: gone}}", "flowControl.saturationDetector.pluginRef", "gone"),
-        ("flowControl: {saturationDetector: {pluginRef: queue-scorer}}", "flowControl.saturationDetector", "is no"),
+        ("flowControl: {saturationDetector: {pluginRef: queue-scorer}}", "saturationDetector.pluginRef", "is a scorer"),
         ("flowControl: {saturationDetector: {queueDepthThreshold: 5}}", "queueDepthThreshold", "unknown field"),
         ("flowControl: {saturationdetector: {}}", "flowControl.saturationdetector", "did you mean saturationDetector"),
         ("saturationDetector: {pluginRef: strict, queueDepthThreshold: 5}", "queueDepthThreshold", "a parameter of"),
         ("saturationDetector: {queueDepthThreshold: 0}", "saturationDetector.queueDepthThreshold", ">= 1"),
         ("saturationDetector: {queueDepth: 5, kvCacheUtilThreshold: 0.5}", "saturationDetector.queueDepth", "unknown"),
         ("saturationDetector: 5", "saturationDetector", "expected fields"),
-        (
-            "flowControl: {saturationDetector: {pluginRef: strict}}\nsaturationDetector: {pluginRef: strict}",
-            "saturationDetector",
-            "is given too",
-        ),
     ],
 )
 def test_a_detector_that_cannot_be_found_is_one_error_with_its_place(text: str, path: str, message: str) -> None:
@@ -102,12 +97,23 @@ def test_a_detector_that_cannot_be_found_is_one_error_with_its_place(text: str, 
     assert message in error.message
 
 
+def test_of_the_old_section_and_the_new_one_the_new_one_counts() -> None:
+    both = "flowControl: {saturationDetector: {pluginRef: strict}}\nsaturationDetector: {kvCacheUtilThreshold: 0.1}"
+    config = load(HEAD + DETECTORS + both)
+    assert config.detector == UtilizationDetector(queue_depth_threshold=2, kv_cache_util_threshold=0.5)
+    assert "saturationDetector has no effect: flowControl.saturationDetector is given too" in config.warnings
+
+
 @pytest.mark.parametrize(
     ("parameters", "warning"),
     [
-        ("type: utilization-detector, parameters: {headroom: 0.2}", "headroom has no effect: a detector is no filter"),
         (
-            "type: concurrency-detector, name: utilization-detector, parameters: {inFlightLoadProducerName: p}",
+            "type: utilization-detector, parameters: {headroom: 0.2}",
+            "headroom has no effect: no profile uses the detector as a filter",
+        ),
+        (
+            "type: concurrency-detector, name: utilization-detector,"
+            " parameters: {inFlightLoadProducerName: inflight-load-producer}",
             "inFlightLoadProducerName has no effect: the picker counts",
         ),
     ],

@@ -8,7 +8,8 @@ import pytest
 
 from epp.config.document import ConfigErrors
 from epp.config.load import load, load_file
-from epp.config.schema import Config, FileDiscovery
+from epp.config.parameters import FileDiscovery
+from epp.config.schema import Config
 from epp.errors import ConfigError
 from epp.scheduling.plugin import PickerParams
 from epp.scheduling.producers import ApproximateParams
@@ -22,6 +23,8 @@ DEFAULT = [
     ("prefix-cache-scorer", 3.0),
     ("max-score-picker", 1.0),
 ]
+ADDED = ("approx-prefix-cache-producer", "utilization-detector")
+"""What the default's plugins, and the section flowControl, refer to."""
 
 
 def entries(config: Config) -> list[tuple[str, float]]:
@@ -42,7 +45,7 @@ def problems(text: str) -> list[str]:
 def test_nothing_said_is_the_default(text: str) -> None:
     config = load(text)
     assert entries(config) == DEFAULT
-    assert sorted(config.plugins) == sorted([*(name for name, _ in DEFAULT), "approx-prefix-cache-producer"])
+    assert sorted(config.plugins) == sorted([*(name for name, _ in DEFAULT), *ADDED])
     assert config.discovery is None
     assert config.warnings == ()
 
@@ -118,7 +121,7 @@ plugins:
 - {type: approx-prefix-cache-producer, name: mine}
 - {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: mine}}
 """
-    assert sorted(load(HEAD + text).plugins) == ["max-score-picker", "mine", "prefix-cache-scorer"]
+    assert sorted(load(HEAD + text).plugins) == ["max-score-picker", "mine", "prefix-cache-scorer", ADDED[1]]
 
 
 def test_json_is_read_too() -> None:
@@ -132,7 +135,7 @@ def test_json_is_read_too() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[1]", "1:1: expected fields (apiVersion, dataLayer, featureGates, flowControl, kind, parser, plugins,"),
+        ("[1]", "1:1: expected fields (apiVersion, data, dataLayer, featureGates, flowControl, kind, parser, plugins,"),
         ("kind: EndpointPickerConfig", "1:1: apiVersion is missing: write apiVersion: llm-d.ai/v1alpha1"),
         ("apiVersion: llm-d.ai/v1alpha1", "1:1: kind is missing: write kind: EndpointPickerConfig"),
         ("apiVersion: v1\nkind: EndpointPickerConfig", "1:13: apiVersion: apiVersion v1 is not known: write llm-d.ai/"),
@@ -187,7 +190,7 @@ def test_json_is_read_too() -> None:
         (HEAD + "schedulingProfiles: [{plugins: []}]", "3:22: schedulingProfiles[0]: a profile needs a name"),
         (
             HEAD + "schedulingProfiles: [{name: a}, {name: b}]",
-            "3:33: schedulingProfiles[1]: one profile is possible: no handler that chooses between several exists yet",
+            "3:33: schedulingProfiles[1]: a, b need a plugin that chooses among them: declare one of disagg-",
         ),
         (
             HEAD + "schedulingProfiles: [{name: a, plugins: [{pluginRef: gone}]}]",
@@ -203,7 +206,7 @@ def test_json_is_read_too() -> None:
         ),
         (
             HEAD + "dataLayer: {discovery: {pluginRef: queue-scorer}}\nplugins: [{type: queue-scorer}]",
-            "3:24: dataLayer.discovery: queue-scorer discovers no endpoints: refer to a plugin of type file-discovery",
+            "3:36: dataLayer.discovery.pluginRef: queue-scorer is a scorer, and a discovery is needed: refer to",
         ),
         (
             HEAD + "dataLayer: {sources: [{pluginRef: metrics-data-source}]}",
@@ -211,7 +214,7 @@ def test_json_is_read_too() -> None:
         ),
         (
             HEAD + "plugins: [{type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: gone}}]",
-            "3:11: plugins[0]: prefixMatchInfoProducerName: no producer is named gone (there are: none)",
+            "3:81: plugins[0].parameters.prefixMatchInfoProducerName: no plugin is named gone: declare it",
         ),
         (
             HEAD + "plugins: [{type: queue-scorer, name: max-score-picker}]",
@@ -255,9 +258,10 @@ schedulingProfiles:
   - {pluginRef: queue-scorer}
 """
     assert problems(HEAD + text) == [
-        "epp.yaml:6:3: schedulingProfiles[0]: queue-scorer is listed twice: one entry with the sum of the weights says"
-        " the same",
-        "epp.yaml:6:3: schedulingProfiles[0]: a profile has one picker: keep one of random-picker, max-score-picker",
+        "epp.yaml:10:5: schedulingProfiles[0].plugins[2]: a profile has one picker: keep max-score-picker or"
+        " random-picker",
+        "epp.yaml:11:5: schedulingProfiles[0].plugins[3]: queue-scorer is listed twice: one entry with the sum of the"
+        " weights says the same",
     ]
 
 
@@ -312,12 +316,8 @@ def test_a_file_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
         (HEAD + "dataLayer: {injectDefaults: false}", "dataLayer.injectDefaults has no effect: metrics pages are"),
         (HEAD + "dataLayer: {crossReplicaSyncInterval: 1s}", "dataLayer.crossReplicaSyncInterval has no effect yet"),
         (
-            HEAD + "plugins: [{type: metrics-data-source, parameters: {path: /metrics, interval: 100ms}}]",
-            "plugins[0]: metrics-data-source: interval has no effect: it is not supported yet",
-        ),
-        (
-            HEAD + "plugins: [{type: core-metrics-extractor, parameters: {defaultEngine: sglang}}]",
-            "plugins[0]: core-metrics-extractor: defaultEngine has no effect: it is not supported yet",
+            HEAD + "plugins: [{type: metrics-data-source, parameters: {path: /metrics, caCertPath: /ca.pem}}]",
+            "plugins[0]: metrics-data-source: caCertPath has no effect: scheme is http: write scheme: https",
         ),
         (
             HEAD + "plugins: [{type: openai-parser}]",

@@ -1,5 +1,6 @@
 """Quantities and durations as operators write them in Kubernetes and Go.
 
+Rules here: a parameter of type `Duration` or `Quantity` holds what was written; whoever uses it parses it, once.
 Source: apimachinery's resource.Quantity; Go's time.ParseDuration.
 """
 
@@ -7,8 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 _BINARY: Final = {name: Fraction(1024**power) for power, name in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)}
 _DECIMAL: Final = {name: Fraction(1000**power) for power, name in enumerate(("k", "M", "G", "T", "P", "E"), 1)}
@@ -47,3 +51,25 @@ def parse_duration(text: str) -> float:
     if not _DURATION.fullmatch(stripped):
         raise ValueError(f"{text!r} is not a duration: write a number with a unit, as 50ms, 2s, 1.5h or 1h30m")
     return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(stripped))
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Says of a parameter how its text is to be written, so that a mistake is told at its place."""
+
+    parse: Callable[[str], object]
+    """Raises ValueError, which says what was expected."""
+
+
+_NUMBER: Final = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+Duration = Annotated[
+    str,
+    Written(parse_duration),
+    msgspec.Meta(extra_json_schema={"pattern": rf"^\s*(0|\+?({_NUMBER}(ns|us|µs|μs|ms|s|m|h))+)\s*$"}),
+]
+"""A Go duration."""
+Quantity = Annotated[
+    int | str,
+    Written(parse_quantity),
+    msgspec.Meta(extra_json_schema={"pattern": rf"^\s*\+?{_NUMBER}([eE][+-]?[0-9]{{1,3}}|[a-zA-Z]*)\s*$"}),
+]
+"""A Kubernetes quantity; a plain number too."""
