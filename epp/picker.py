@@ -15,143 +15,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from random import Random
-from typing import Protocol
 
 import msgspec
 
-from epp import dialects
+from epp import dialects, guards
 from epp.dialects.request import Request
-from epp.dialects.usage import UsageReader, usage_reader
+from epp.dialects.usage import usage_reader
 from epp.endpoints.ejection import Ejection
-from epp.endpoints.slowstart import anyone_new, slow_start
-from epp.endpoints.subset import in_subset
-from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Hold
-from epp.errors import NoEndpoint, Refusal
+from epp.endpoints.table import EndpointTable, Hold
+from epp.errors import NoEndpoint
 from epp.flow.admission import admit
-from epp.flow.policies import NO_POLICIES, Rule, apply
-from epp.flow.saturation import Detector, Saturation, Utilization
+from epp.flow.policies import NO_POLICIES, apply
+from epp.flow.saturation import Detector, Utilization
 from epp.headers import Headers, first
-from epp.scheduling.decision import Decision, Exclusion
+from epp.learning import learn_of_counters, learn_of_usage
+from epp.prefix.ratio import TokenRatios
+from epp.scheduling.answers import headers_of_answer, pinned
+from epp.scheduling.decision import Decision
+from epp.scheduling.plugin import Answer
+from epp.scheduling.reporters import Metadata, reported
 from epp.scheduling.scheduler import Scheduler
-
-
-class Outcome(Enum):
-    """How an admitted exchange ended, as far as anyone can know."""
-
-    COMPLETE = "complete"
-    """The response ended, or the stream ended where its end says nothing else (response bodies not seen)."""
-    CUT = "cut"
-    """The stream ended in the middle of a response that was being seen: the client left or the server died."""
-    UNANSWERED = "unanswered"
-    """The stream ended before a response began: the client left, or Envoy does not send the response phase."""
-    REFUSED = "refused"
-    """Refused after a decision had been made."""
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code
-
-
-class Ticket:
-    """One admitted request, from its decision to its end."""
-
-    __slots__ = (
-        "decided_at",
-        "decision",
-        "endpoint",
-        "first_byte_at",
-        "gaps",
-        "hold",
-        "last_byte_at",
-        "request",
-        "response_bytes",
-        "response_started_at",
-        "rule",
-        "saturation",
-        "seen",
-        "started_at",
-        "status",
-        "usage",
-    )
-
-    def __init__(
-        self,
-        request: Request,
-        decision: Decision,
-        endpoint: Endpoint,
-        hold: Hold,
-        started_at: float,
-        decided_at: float,
-        rule: Rule | None = None,
-        saturation: Saturation | None = None,
-    ) -> None:
-        self.request = request
-        """What was asked, without its body: a ticket lives as long as the answer takes."""
-        self.decision = decision
-        """In full while it is among the latest; endpoints and tokens as long as the ticket lives."""
-        self.endpoint = endpoint
-        """Where it runs, as far as we know: the first choice, until the proxy says otherwise."""
-        self.hold = hold
-        self.started_at = started_at
-        """When the request's headers came."""
-        self.decided_at = decided_at
-        self.rule = rule
-        """The one that chose the target model; None: none did."""
-        self.saturation = saturation
-        """How full its candidates were; None: nobody asked, for nothing depended on it."""
-        self.response_started_at: float | None = None
-        self.first_byte_at: float | None = None
-        """First byte of a response body, where bodies are seen."""
-        self.last_byte_at = 0.0
-        """Latest piece of it."""
-        self.status = 0
-        self.usage: UsageReader | None = None
-        self.response_bytes = 0
-        self.gaps: Gaps | None = None
-        """Who wants to know the time between two pieces of the response body, set by the observer."""
-        self.seen: object = None
-        """What the observer remembers of this ticket; nobody else's."""
-
-
-class Gaps(Protocol):
-    """Takes the seconds between two pieces of one response body."""
-
-    def observe(self, value: float) -> None: ...
-
-
-class Observer(Protocol):
-    """Who watches the picker: metrics in production, the report in the simulator."""
-
-    def decided(self, ticket: Ticket) -> None: ...
-
-    def refused(self, request: Request | None, refusal: Refusal, duration: float) -> None:
-        """Refused before or after a decision. No request: refused before its body was read."""
-
-    def finished(self, ticket: Ticket, outcome: Outcome, now: float) -> None: ...
-
-    def stream_ended(self, duration: float) -> None:
-        """An exchange's stream is over, after so many seconds, whatever came of it."""
-
-    def broke(self, what: str, error: Exception) -> None:
-        """A mistake of our own, contained: one request got a 500, or a signal was lost."""
-
-    def never_answered(self, peer: str) -> None:
-        """A connection whose exchanges end without response headers: its in-flight counts mean little."""
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What is kept of a decision for whoever looks later; it does not keep the request's body alive."""
-
-    at: float
-    request_id: str
-    model: str
-    target_model: str
-    decision: Decision
-    priority: int
-    objective: str
-    """As the client named it; priority says what came of it."""
-    rule: Rule | None
-    saturation: Saturation | None
+from epp.ticket import Observer, Outcome, Record, Ticket
 
 
 class PickerOptions(msgspec.Struct, frozen=True):
@@ -191,11 +76,22 @@ class Picker:
         self.policies = NO_POLICIES
         self.observer = observer
         self.records: deque[Record] = deque(maxlen=options.records)
+        self.ratios = TokenRatios()
         self._scheduler = scheduler
         self._ejection = ejection
         self._stopwatch = stopwatch
         self._options = options
         self._rng = Random(0) if rng is None else rng
+
+    def reconfigure(self, scheduler: Scheduler, detector: Detector) -> None:
+        """Decide by another configuration from now on. What runs is counted as before, and out where it was."""
+        self._scheduler = scheduler
+        self._options = msgspec.structs.replace(self._options, detector=detector)
+
+    def forget(self, slot: int) -> None:
+        """A slot is about to mean another endpoint: `EndpointTable(on_forget=...)`."""
+        self._scheduler.forget(slot)
+        self.ratios.forget(slot)
 
     def decide(
         self, request: Request, subset: tuple[str, ...] | None, started_at: float, now: float
@@ -214,30 +110,45 @@ class Picker:
             request.target_model = request.rewrite or request.model
         else:
             rule = apply(self.policies, request, self._rng)
-        candidates, exclusions = self._guard(self.table.candidates(now), subset, now)
+        request.token_ratio = self.ratios.of(request.target_model)
+        lineup, options = self._scheduler.lineup, self._options
+        is_pinned = lineup.pins and pinned(lineup.pins, request, self.observer.broke)
+        left = allowed = guards.allowed(
+            self.table.candidates(now), None if is_pinned or not options.use_subset else subset
+        )
+        if not is_pinned:
+            left = guards.preferred(allowed, self.table, self._ejection, options.slow_start, now)
+        candidates, exclusions = left
         if request.priority < 0:
-            saturation = admit(request, candidates, self._options.detector)
-        decision = self._scheduler.schedule(request, candidates, exclusions)
-        if self._options.detector.weighs:
+            saturation = admit(request, candidates, options.detector)
+        try:
+            decision = self._scheduler.schedule(request, candidates, exclusions, self._stopwatch)
+        except NoEndpoint:
+            if len(candidates) == len(allowed[0]):
+                raise
+            decision = self._scheduler.schedule(request, *allowed, self._stopwatch)
+        if options.detector.weighs:
             decision.prompt_tokens = decision.prompt_tokens or float(request.tokens)
         body = None if request.target_model == request.model else dialects.rename(request, request.target_model)
-        hold = self.table.admit(decision.first, max(0.0, decision.prompt_tokens - decision.matched_tokens))
+        hold, *helpers = holds = self._count(decision)
         try:
             ticket = Ticket(request, decision, self.table.endpoint(hold.slot), hold, started_at, now, rule, saturation)
+            ticket.helpers = tuple(helpers)
             decision.cost_us = (self._stopwatch() - began) * 1e6
             asked = (request.request_id, request.model, request.target_model)
             self._remember(Record(now, *asked, decision, request.priority, request.objective, rule, saturation))
             self.observer.decided(ticket)
         except BaseException:
-            self.table.release(hold)  # without a ticket nobody else would
+            for each in holds:  # without a ticket nobody else would
+                self.table.release(each)
             raise
         request.let_go()
         return ticket, body
 
     def response_started(
         self, ticket: Ticket, headers: Headers, served: str | None, now: float, *, bodies_seen: bool
-    ) -> None:
-        """The model server, or the proxy in its place, has begun to answer.
+    ) -> Headers:
+        """The model server, or the proxy in its place, has begun to answer; returns headers to set on the response.
 
         Args:
             served: endpoint that the proxy used last; None: not told.
@@ -246,14 +157,16 @@ class Picker:
         ticket.response_started_at = now
         status = first(headers, ":status") or b""
         ticket.status = int(status) if status.isdigit() else 0
-        if served is not None and served != ticket.endpoint.address:
+        self._dismiss(ticket)
+        if served is not None and served != ticket.decision.endpoints[0]:
             self._move(ticket, served, now)
-        if ticket.status >= 500:
-            self._ejection.failed(ticket.hold.slot, now, sent_at=ticket.decided_at)
-        else:
-            self._ejection.succeeded(ticket.hold.slot, now, sent_at=ticket.decided_at)
+        self._judge(ticket, served, now)
         if bodies_seen:
             ticket.usage = usage_reader(ticket.request, headers)
+        if not (hooks := self._scheduler.lineup.answered):
+            return ()
+        answer = Answer(ticket.endpoint, served, headers, ticket.decision)
+        return headers_of_answer(hooks, ticket.request, answer, self.observer.broke)
 
     def response_data(self, ticket: Ticket, data: bytes, now: float) -> None:
         """A piece of the response body."""
@@ -267,14 +180,24 @@ class Picker:
         if ticket.usage is not None:
             ticket.usage.feed(data)
 
-    def response_ended(self, ticket: Ticket) -> None:
-        """The response is whole; what it says of its usage can be read."""
-        if ticket.usage is not None:
-            ticket.usage.end()
+    def response_ended(self, ticket: Ticket) -> Metadata:
+        """The response is whole; what it says of its usage can be read. Returns what the proxy is told of it."""
+        if ticket.usage is None:
+            return ()
+        ticket.usage.end()
+        return reported(self._scheduler.lineup.reporters, ticket.request, ticket.usage.usage, self.observer.broke)
 
     def finish(self, ticket: Ticket, outcome: Outcome, now: float) -> None:
         """Count the request out."""
+        if ticket.usage is not None:
+            if (usage := ticket.usage.usage) is not None:
+                learn_of_usage(ticket, usage, self.ratios, self.table, self._scheduler)
+            if self._scheduler.lineup.stored and ticket.usage.response_id:
+                self._store(ticket.usage.response_id, ticket.hold.slot, now)
+        elif outcome is Outcome.COMPLETE and ticket.decision.prefill is None:
+            learn_of_counters(ticket, self.ratios, self.table)
         self.table.release(ticket.hold)
+        self._dismiss(ticket)
         if ticket.usage is not None and ticket.usage.done and outcome is Outcome.CUT:
             outcome = Outcome.COMPLETE  # clients hang up right after the last event of a stream
         self.observer.finished(ticket, outcome, now)
@@ -294,31 +217,47 @@ class Picker:
             records[0].decision.let_go()
         records.append(record)
 
-    def _guard(
-        self, candidates: Candidates, subset: tuple[str, ...] | None, now: float
-    ) -> tuple[Candidates, list[Exclusion]]:
-        """Leave out what no profile may choose: outside the subset, ejected, or new and busy enough already."""
-        exclusions: list[Exclusion] = []
-        if not len(candidates):
-            raise NoEndpoint("the pool has no endpoints")
-        if subset is not None and self._options.use_subset:
-            allowed = in_subset(candidates, subset)
-            if not allowed.any():
-                raise NoEndpoint("none of the pool's endpoints is in the subset that the gateway allows")
-            exclusions.append(Exclusion("subset", candidates.slots[~allowed]))
-            candidates = candidates.keep(allowed)
-        if self._ejection.anyone(now):
-            out = self._ejection.out(candidates.slots, now)
-            if out.any():
-                exclusions.append(Exclusion("ejected", candidates.slots[out]))
-                candidates = candidates.keep(~out)
-        window = self._options.slow_start
-        if anyone_new(self.table, window, now):
-            warm = slow_start(candidates, window)
-            if not warm.all():
-                exclusions.append(Exclusion("slow-start", candidates.slots[~warm]))
-                candidates = candidates.keep(warm)
-        return candidates, exclusions
+    def _store(self, response: str, slot: int, now: float) -> None:
+        """Tell plugins that the server in this slot keeps a response."""
+        for name, stored in self._scheduler.lineup.stored:
+            try:
+                stored(response, slot, self.table, now)
+            except Exception as error:
+                self.observer.broke(f"plugin {name} at the end of a response", error)
+
+    def _judge(self, ticket: Ticket, served: str | None, now: float) -> None:
+        """Note how the endpoint did that answered; where it is none of the pool's, nobody's merit or fault."""
+        slot, sent_at = ticket.hold.slot, ticket.decided_at
+        if served is not None and served != ticket.endpoint.address and not self._reached(ticket, served):
+            return
+        if ticket.status < 500:
+            self._ejection.succeeded(slot, now, sent_at=sent_at)
+        elif served is None:  # may be the proxy's own answer: it has no host at all
+            self._ejection.passed_over(slot, now, sent_at=sent_at)
+        else:
+            self._ejection.failed(slot, now, sent_at=sent_at)
+
+    @staticmethod
+    def _reached(ticket: Ticket, served: str) -> bool:
+        """Whether the request went where it was sent, though it is counted elsewhere: on the rank behind that port."""
+        return served == ticket.decision.endpoints[0] and ticket.hold.slot == ticket.decision.first
+
+    def _count(self, decision: Decision) -> list[Hold]:
+        """Count the request in: first at its destination, then at those who work for it."""
+        prefill = decision.prefill or decision
+        to_prefill = prefill.uncached if prefill is decision else 0.0
+        holds = [self.table.admit(decision.first, to_prefill, decision.output_tokens)]
+        if decision.prefill is not None:
+            holds.append(self.table.admit(prefill.first, prefill.uncached))
+        if decision.encode is not None:
+            holds.append(self.table.admit(decision.encode.first))
+        return holds
+
+    def _dismiss(self, ticket: Ticket) -> None:
+        """The response begins, so those who worked for the destination have done so."""
+        for each in ticket.helpers:
+            self.table.release(each)
+        ticket.helpers = ()
 
     def _move(self, ticket: Ticket, served: str, now: float) -> None:
         """Another endpoint served it: those before it in the list failed, and the counts belong to this one."""
@@ -327,11 +266,11 @@ class Picker:
                 break
             failed = self.table.slot_at(address)
             if failed is not None:
-                self._ejection.failed(failed, now, sent_at=ticket.decided_at)
+                self._ejection.passed_over(failed, now, sent_at=ticket.decided_at)
         slot = self.table.slot_at(served)
         if slot is None:
             return  # the proxy's own choice, outside the pool
-        tokens = ticket.hold.tokens
-        self.table.release(ticket.hold)
-        ticket.hold = self.table.admit(slot, tokens)
+        left, output = ticket.hold, ticket.hold.output_tokens
+        ticket.hold = self.table.admit(slot, left.tokens - output, output)
+        self.table.release(left)  # only now: a slot that is about to leave goes with its last request
         ticket.endpoint = self.table.endpoint(slot)

@@ -13,7 +13,27 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from epp.errors import ConfigError
-from epp.scheduling import pickers, producers, scorers
+from epp.scheduling import (
+    admitters,
+    affinity,
+    deciders,
+    detectors,
+    filters,
+    handlers,
+    labels,
+    load,
+    media,
+    peers,
+    pickers,
+    processors,
+    producers,
+    reporters,
+    responses,
+    rollout,
+    scorers,
+    sessions,
+    testing,
+)
 from epp.scheduling.plugin import Instance, Plugin
 
 Catalogue = Mapping[str, Plugin[Instance]]
@@ -22,16 +42,56 @@ Catalogue = Mapping[str, Plugin[Instance]]
 GROUP: Final = "epp.plugins"
 
 BUILT_IN: Final[tuple[Plugin[Instance], ...]] = (
+    rollout.rollout,
+    labels.label_selector,
+    labels.by_label_selector,
+    labels.by_label,
+    labels.decode_role,
+    labels.prefill_role,
+    labels.encode_role,
+    filters.utilization,
+    filters.endpoint_attribute,
+    filters.prefix_affinity,
+    detectors.utilization,
+    detectors.concurrency,
+    sessions.affinity_filter,
+    responses.response_affinity,
+    affinity.topology_filter,
     scorers.queue,
     scorers.running,
     scorers.kv_cache,
     scorers.active_request,
+    load.load_aware,
+    load.token_load,
+    load.no_hit_lru,
+    load.endpoint_attribute,
     scorers.lora_affinity,
     scorers.prefix_cache,
+    media.media,
+    sessions.affinity_scorer,
+    affinity.header_label,
+    affinity.topology_scorer,
+    filters.context_length,
     pickers.max_score,
     pickers.at_random,
     pickers.weighted_random,
+    pickers.softmax,
+    pickers.power_of_two,
     producers.approximate_prefix,
+    handlers.disaggregated,
+    handlers.prefill_decode,
+    handlers.data_parallel,
+    handlers.header_profile,
+    deciders.always,
+    deciders.prefix_based,
+    deciders.multimodal,
+    admitters.probabilistic,
+    processors.agent_identity,
+    sessions.session_id,
+    peers.peer_source,
+    reporters.request_attribute,
+    testing.header_based,
+    testing.served_verifier,
 )
 
 

@@ -4,15 +4,19 @@ Rules here:
 - Only as much is ordered as the proxy gets (`maxNumOfEndpoints`): sorting 1,000 endpoints for the best one costs more
   than scoring them.
 - Equals are spread by the seeded generator that is passed in, so that every decision can be replayed.
-Source: llm-d router, scheduling pickers; Efraimidis and Spirakis 2006 (A-Res) for weighted-random-picker.
+Source: llm-d router, scheduling pickers; Efraimidis and Spirakis 2006 (A-Res) for weighted-random-picker; Mitzenmacher
+2001 for power-of-two-picker; Gumbel's trick (Yellott 1977) for softmax-picker. The last two are ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Floats
@@ -40,10 +44,54 @@ def weighted_random(
     Key: U^(1/total), highest first, U uniform in 0..1; here its double logarithm, which keeps the order and does not
     overflow for tiny totals. Totals of 0 come last, in random order.
     """
-    uniform = ((random_bits(len(totals), rng) >> np.uint64(12)) + 0.5) * 2.0**-52  # exact, and never 0 or 1
     keys = np.full(len(totals), -np.inf)
     np.log(totals, out=keys, where=totals > 0)
-    return best_first(keys - np.log(-np.log(uniform)), params.max_num_of_endpoints, rng)
+    return best_first(keys + _gumbel(len(totals), rng), params.max_num_of_endpoints, rng)
+
+
+class SoftmaxParams(PickerParams, frozen=True):
+    temperature: Annotated[float, Meta(ge=1e-6, le=1e6)] = 0.1
+    """By how much a total must be lower for its endpoint to be chosen e = 2.7 times as rarely. Totals are as large as
+    the profile's weights make them."""
+
+
+@picker("softmax-picker", params=SoftmaxParams)
+def softmax(request: Request, candidates: Candidates, totals: Totals, params: SoftmaxParams, rng: Random) -> Order:
+    """Each place goes to one of the endpoints left, with a probability in proportion to exp(total / temperature).
+
+    Near a temperature of 0 that is the highest total, as of max-score-picker; at a high one, anybody, as of
+    random-picker. Unlike weighted-random-picker, what counts is by how much totals differ, and not how large they are.
+    """
+    keys = (totals - totals.max()) / params.temperature
+    return best_first(keys + _gumbel(len(totals), rng), params.max_num_of_endpoints, rng)
+
+
+@picker("power-of-two-picker", params=PickerParams)
+def power_of_two(request: Request, candidates: Candidates, totals: Totals, params: PickerParams, rng: Random) -> Order:
+    """Each place goes to the higher total of two of the endpoints left, drawn at random; of equals, to the first drawn.
+
+    With several pickers, or old values, the best endpoint is the best for all of them at once; of two drawn ones few
+    choose the same. A total that is lower than all others is never chosen before them.
+    """
+    left: Sequence[int] = range(len(totals))
+    if params.max_num_of_endpoints == 1:
+        return np.array([_better_of_two(totals, left, rng)])
+    order: list[int] = []
+    while left and len(order) < params.max_num_of_endpoints:
+        order.append(_better_of_two(totals, left, rng))
+        left = [position for position in left if position != order[-1]]
+    return np.array(order)
+
+
+def _better_of_two(totals: Totals, positions: Sequence[int], rng: Random) -> int:
+    return max(rng.sample(positions, min(2, len(positions))), key=totals.item)
+
+
+def _gumbel(count: int, rng: Random) -> Floats:
+    """What the highest of `value + this` is chosen by, with a probability in proportion to exp(value)."""
+    uniform = ((random_bits(count, rng) >> np.uint64(12)) + 0.5) * 2.0**-52  # exact, and never 0 or 1
+    noise: Floats = -np.log(-np.log(uniform))
+    return noise
 
 
 def best_first(values: Floats, count: int, rng: Random) -> Order:

@@ -1,32 +1,40 @@
-"""The plugin contract: filters, scorers, pickers and producers, described by decorators.
+"""The plugin contract: what a plugin of each kind gets and gives, described by decorators.
 
-In: a request and candidates. Out: a mask, scores, an order, or a prefix match; always one array for all candidates.
+In: a request and candidates. Out: a mask, scores, an order, or a prefix match, always one array for all candidates;
+of those that work on whole requests a plan, an answer, a refusal or nothing.
 Rules here:
 - A decorator describes and registers nothing: `catalogue.py` lists what there is. A class is described by the same
   decorator in a line below it (`lora_affinity = scorer("...", ...)(LoraAffinity)`), so that it stays a class.
 - A plugin is a function, or a class where it keeps something between requests: `__init__(params, context)`, then
-  the same call. A class may also have `chosen(request, candidates, slots)`, called once the decision is made, and
-  `forget(slot)`, called when a slot is about to mean another endpoint.
+  the same call. A class may also have `chosen(request, candidates, slots)`, called once the decision is made,
+  `forget(slot)`, called when a slot is about to mean another endpoint, `answered(request, answer)`, called when the
+  response begins, which returns headers to set on it, and `pins(request)`, which says whether the request itself
+  names its endpoints, so that no guard counts.
+- What a plugin would set on a response is checked before Envoy sees it: there a malformed header is a 500.
+- A type may have several roles (a filter that also scores): `Plugin.also`.
 - A plugin gets at least one candidate, changes none of the arrays it gets, and reads no clock: `candidates.now`.
 - Parameters are a frozen struct with the reference's names in camelCase; what the struct does not know is refused.
 Rejected: registration on import (a global that every test must reset); a base class for plugins (a callable will do).
-Source: llm-d router's plugin kinds (filter, scorer, picker, data producer).
+Source: llm-d router's plugin kinds (screener, filter, scorer, picker, profile handler, decider, admitter, request
+header processor, data producer).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from random import Random
-from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from epp.dialects.request import Request
-from epp.endpoints.table import COUNTS, FACTS, GAUGES, Bools, Candidates, Floats, Slots
+from epp.endpoints.table import COUNTS, FACTS, GAUGES, Bools, Candidates, Endpoint, EndpointTable, Floats, Slots
 from epp.errors import ConfigError
+from epp.headers import Headers
 from epp.prefix.approximate import Counts
+from epp.scheduling.decision import Decision, Plan, Stage
 
 Scores = Floats
 """Shape (N,), 0..1, higher is better."""
@@ -46,6 +54,9 @@ SIGNALS: Final = frozenset((*GAUGES, *FACTS, *COUNTS, ADAPTERS, PREFIX_MATCH))
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """Parameters of a plugin, checked when the configuration is read. A `__post_init__` may raise ValueError."""
 
+    instead: ClassVar[Mapping[str, str]] = {}
+    """What to write instead of a parameter that is deprecated, by its name."""
+
     def idle(self, given: Collection[str]) -> dict[str, str]:
         """Parameters, among the names given, that change nothing, and why; the operator is told at start."""
         return {}
@@ -53,6 +64,26 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class NoParams(Params, frozen=True):
     """For a plugin that takes no parameters."""
+
+
+class Ref(msgspec.Struct, frozen=True):
+    """Says of a parameter that it names another plugin: `prefill: Annotated[str, Ref("decider")] = ""`.
+
+    So the configuration is refused when no such plugin is declared, or one of another kind; an empty name asks for
+    nothing, or for the default.
+    """
+
+    kind: str
+    """Name of the plugin's kind, in small letters: "producer", "decider"; or of one of `epp.config.known`."""
+    default: str = ""
+    """Type, and name, of the plugin that is meant where none is named; it need not be declared."""
+
+
+class ProfileRef(msgspec.Struct, frozen=True):
+    """Says of a parameter that it names a profile: `decode: Annotated[str, ProfileRef(required=True)] = "decode"`."""
+
+    required: bool = False
+    """A profile of the parameter's default name must exist, too; else it may be missing."""
 
 
 class PickerParams(Params, frozen=True):
@@ -72,7 +103,34 @@ class PrefixMatch(msgspec.Struct, frozen=True, eq=False):
 
 
 Chosen = Callable[[Request, Candidates, Slots], None]
-"""The request goes to these slots, destination first, which were chosen among the candidates."""
+"""The request goes to these slots, destination first, which were chosen among the candidates. A producer is told the
+slots that will hold the prompt: the destination, and before it whoever computes it in its place."""
+RunProfile = Callable[[str], Stage]
+"""Runs the profile of a name for the request. Raises NoEndpoint: nothing was left; Refusal: a plugin refused it."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How a response begins."""
+
+    endpoint: Endpoint
+    """Where the request ran, as far as is known: what served it; the first choice where the proxy does not tell, or
+    where it went outside the pool."""
+    served: str | None
+    """Address that the proxy says it used last; None: it does not tell."""
+    headers: Headers
+    decision: Decision
+    """That sent it there: endpoints and tokens, but perhaps no scores any more."""
+
+
+Answered = Callable[[Request, Answer], Headers]
+"""The response begins; returns headers to set on it, each in place of all that have its name. The request has no body
+any more."""
+Pins = Callable[[Request], bool]
+"""Whether the request itself names its endpoints: then neither the gateway's subset nor any other guard counts."""
+
+
+Stored = Callable[[str, int, EndpointTable, float], None]
+"""(id, slot, table, now): the server in this slot keeps a response under this id, and may be asked for it again."""
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -82,11 +140,15 @@ class Instance(msgspec.Struct, frozen=True):
     """Name in the configuration, which decisions and metrics show."""
     chosen: Chosen | None
     forget: Callable[[int], None] | None
+    answered: Answered | None
+    pins: Pins | None
     needs: tuple[str, ...]
 
 
 class Filter(Instance, frozen=True):
     keep: Callable[[Request, Candidates], Bools]
+    stored: Stored | None = None
+    """Told of responses that their servers keep."""
 
 
 class Scorer(Instance, frozen=True):
@@ -103,12 +165,59 @@ class Producer(Instance, frozen=True):
     match: Callable[[Request, Candidates], PrefixMatch]
     blocks: Callable[[], int]
     """Blocks that it remembers in all."""
+    computed: Callable[[EndpointTable, int, float], None] | None = None
+    """Told of a slot that it has computed so many tokens beyond those of the prompts that went there, such as answers;
+    below 0: fewer than those."""
+
+
+class Handler(Instance, frozen=True):
+    """Which profiles run for a request, and what becomes of their decisions."""
+
+    plan: Callable[[Request, RunProfile], Plan]
+    profiles: tuple[str, ...]
+    """Those that it may run; where it fails, the first one decides alone. Empty: whichever a header names."""
+    type: str
+    """Public name of the plugin."""
+
+
+class Decider(Instance, frozen=True):
+    """Whether a stage of disaggregated serving is worth its transfer."""
+
+    decide: Callable[[Request, Decision | None], bool]
+    """Of the decode stage's decision; None: it is not made yet."""
+
+
+class Screener(Instance, frozen=True):
+    """Leaves endpoints out before any profile, so that all stages of a request agree."""
+
+    screen: Callable[[Request, Candidates], Bools]
+    """Where a candidate stays, shape (N,)."""
+
+
+class Admitter(Instance, frozen=True):
+    admit: Callable[[Request, Candidates], None]
+    """Raises Refusal: the request may not run now."""
+
+
+class Processor(Instance, frozen=True):
+    """Reads a request's headers before anything is decided."""
+
+    process: Callable[[Request], None]
 
 
 class Context(msgspec.Struct, frozen=True):
     """What a plugin class may use beside its own parameters."""
 
     producers: Mapping[str, Producer] = {}
+    deciders: Mapping[str, Decider] = {}
+    rng: Random = Random(0)
+    """For what is drawn per request; pickers get it with each call."""
+    profiles: tuple[str, ...] = ()
+    """Names of the scheduling profiles, in the order of the configuration."""
+    signals: Collection[str] = SIGNALS
+    """What is provided: for a plugin whose parameters name a signal."""
+    settings: Mapping[str, Params] = {}
+    """Parameters of those plugins of the configuration that only say something, such as topology-extractor, by name."""
 
     def producer(self, name: str) -> Producer:
         """The producer with this name in the configuration; empty: the default one.
@@ -121,6 +230,14 @@ class Context(msgspec.Struct, frozen=True):
         except KeyError:
             there = ", ".join(self.producers) or "none"
             raise ConfigError(f"no prefix producer is named {name!r} (there are: {there})") from None
+
+    def decider(self, name: str) -> Decider:
+        """Raises ConfigError: none has this name in the configuration."""
+        try:
+            return self.deciders[name]
+        except KeyError:
+            there = ", ".join(self.deciders) or "none"
+            raise ConfigError(f"no decider is named {name!r} (there are: {there})") from None
 
 
 Made = TypeVar("Made", bound=Instance, covariant=True)
@@ -138,11 +255,37 @@ class Plugin(msgspec.Struct, Generic[Made], frozen=True):
     doc: str
     make: Callable[[str, Params, Context], Made]
     """(name, parameters, context) -> instance. Raises ConfigError."""
+    also: tuple[Plugin[Instance], ...] = ()
+    """Its other roles: plugins of the same name and parameters."""
+    experimental: bool = False
+    """It is used only with --allow-experimental-plugins."""
+    instead: str = ""
+    """What to write instead of it; not empty: it is deprecated."""
+
+    @property
+    def roles(self) -> tuple[Plugin[Instance], ...]:
+        return (self, *self.also)
+
+
+def experimental(plugin: Plugin[Made]) -> Plugin[Made]:
+    """Mark a plugin as one that may change: a decorator above that of its kind."""
+    return msgspec.structs.replace(plugin, experimental=True)
+
+
+def deprecated(instead: str) -> Callable[[Plugin[Made]], Plugin[Made]]:
+    """Mark a plugin as one that goes away, and say what to write instead: a decorator above that of its kind."""
+    return lambda plugin: msgspec.structs.replace(plugin, instead=instead)
 
 
 P = TypeVar("P", bound=Params, contravariant=True)
+Call = TypeVar("Call")
+Described = Callable[[Call | Callable[[P, Context], Call]], Plugin[Made]]
+"""A decorator of a function, or of a class whose instances are called like it."""
 KeepCall = Callable[[Request, Candidates, P], Bools]
 ScoreCall = Callable[[Request, Candidates, P], Scores]
+DecideCall = Callable[[Request, Decision | None, P], bool]
+AdmitCall = Callable[[Request, Candidates, P], None]
+ProcessCall = Callable[[Request, P], None]
 
 
 class OrderCall(Protocol[P]):
@@ -152,7 +295,7 @@ class OrderCall(Protocol[P]):
 
 
 class Produces(Protocol):
-    """A producer is always a class: it learns where requests went."""
+    """A producer is always a class: it learns where requests went. It may have `computed`, as a `Producer` has."""
 
     def match(self, request: Request, candidates: Candidates) -> PrefixMatch: ...
 
@@ -163,81 +306,103 @@ class Produces(Protocol):
     def blocks(self) -> int: ...
 
 
-def filter_(
-    name: str, *, params: type[P], needs: tuple[str, ...] = ()
-) -> Callable[[KeepCall[P] | Callable[[P, Context], KeepCall[P]]], Plugin[Filter]]:
-    """Describe a filter: `(request, candidates, params) -> mask`, shape (N,), true where the candidate stays."""
+class Plans(Protocol):
+    """A handler is always a class: which profiles it runs follows from its parameters."""
 
-    def describe(body: KeepCall[P] | Callable[[P, Context], KeepCall[P]]) -> Plugin[Filter]:
-        def make(called: str, given: Params, context: Context) -> Filter:
-            call = _started(body, given, context)
-            return Filter(called, *_hooks(call), needs, lambda request, candidates: call(request, candidates, given))
+    profiles: tuple[str, ...]
 
-        return Plugin(name, Filter, params, needs, _doc(body), make)
-
-    return describe
+    def plan(self, request: Request, run: RunProfile) -> Plan: ...
 
 
-def scorer(
-    name: str, *, params: type[P], needs: tuple[str, ...] = ()
-) -> Callable[[ScoreCall[P] | Callable[[P, Context], ScoreCall[P]]], Plugin[Scorer]]:
-    """Describe a scorer: `(request, candidates, params) -> scores`, shape (N,), 0..1."""
+def filter_(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[KeepCall[P], P, Filter]:
+    """Describe a filter: `(request, candidates, params) -> mask`, shape (N,), true where the candidate stays.
 
-    def describe(body: ScoreCall[P] | Callable[[P, Context], ScoreCall[P]]) -> Plugin[Scorer]:
-        def make(called: str, given: Params, context: Context) -> Scorer:
-            call = _started(body, given, context)
-            return Scorer(called, *_hooks(call), needs, lambda request, candidates: call(request, candidates, given))
+    A class may have `stored`, as a `Filter` has, and `needs` of its own, where its parameters say what it reads.
+    """
 
-        return Plugin(name, Scorer, params, needs, _doc(body), make)
+    def fields(call: Any, given: P) -> tuple[object, ...]:
+        return lambda request, candidates: call(request, candidates, given), getattr(call, "stored", None)
 
-    return describe
+    return _described(Filter, name, params, needs, fields)
 
 
-def picker(
-    name: str, *, params: type[P], needs: tuple[str, ...] = ()
-) -> Callable[[OrderCall[P] | Callable[[P, Context], OrderCall[P]]], Plugin[Picker]]:
+def scorer(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[ScoreCall[P], P, Scorer]:
+    """Describe a scorer: `(request, candidates, params) -> scores`, shape (N,), 0..1. `needs` as of a filter."""
+    return _described(Scorer, name, params, needs, _of_candidates)
+
+
+def picker(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[OrderCall[P], P, Picker]:
     """Describe a picker: `(request, candidates, totals, params, rng) -> order`. Its params extend `PickerParams`."""
     assert issubclass(params, PickerParams)
 
-    def describe(body: OrderCall[P] | Callable[[P, Context], OrderCall[P]]) -> Plugin[Picker]:
-        def make(called: str, given: Params, context: Context) -> Picker:
-            assert isinstance(given, PickerParams)
-            call = _started(body, given, context)
-            return Picker(
-                called,
-                *_hooks(call),
-                needs,
-                lambda request, candidates, totals, rng: call(request, candidates, totals, given, rng),
-                given.max_num_of_endpoints,
-            )
+    def fields(call: Any, given: Any) -> tuple[object, ...]:
+        order = lambda request, candidates, totals, rng: call(request, candidates, totals, given, rng)  # noqa: E731
+        return order, given.max_num_of_endpoints
 
-        return Plugin(name, Picker, params, needs, _doc(body), make)
-
-    return describe
+    return _described(Picker, name, params, needs, fields)
 
 
 def producer(name: str, *, params: type[P]) -> Callable[[Callable[[P, Context], Produces]], Plugin[Producer]]:
     """Describe a producer of prefix matches."""
 
-    def describe(body: Callable[[P, Context], Produces]) -> Plugin[Producer]:
-        def make(called: str, given: Params, context: Context) -> Producer:
-            made: Produces = _started(body, given, context)
-            return Producer(called, made.chosen, made.forget, (), made.match, made.blocks)
+    def fields(made: Any, given: P) -> tuple[object, ...]:
+        return made.match, made.blocks, getattr(made, "computed", None)
 
-        return Plugin(name, Producer, params, (), _doc(body), make)
+    return _described(Producer, name, params, (), fields)
+
+
+def handler(name: str, *, params: type[P]) -> Callable[[Callable[[P, Context], Plans]], Plugin[Handler]]:
+    """Describe a profile handler."""
+    return _described(Handler, name, params, (), lambda made, given: (made.plan, made.profiles, name))
+
+
+def decider(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[DecideCall[P], P, Decider]:
+    """Describe a decider: `(request, decode stage's decision, params) -> bool`."""
+    return _described(Decider, name, params, needs, _of_candidates)
+
+
+def screener(name: str, *, params: type[P]) -> Described[KeepCall[P], P, Screener]:
+    """Describe a screener: `(request, candidates, params) -> mask`, as a filter's."""
+    return _described(Screener, name, params, (), _of_candidates)
+
+
+def admitter(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[AdmitCall[P], P, Admitter]:
+    """Describe an admitter: `(request, candidates, params)`, which raises a Refusal or does nothing."""
+    return _described(Admitter, name, params, needs, _of_candidates)
+
+
+def processor(name: str, *, params: type[P]) -> Described[ProcessCall[P], P, Processor]:
+    """Describe a processor of request headers: `(request, params)`; it may change what the request says of itself."""
+    return _described(Processor, name, params, (), lambda call, given: (lambda request: call(request, given),))
+
+
+def _described(
+    kind: type[Made],
+    name: str,
+    params: type[Params],
+    needs: tuple[str, ...],
+    fields: Callable[[Any, Any], tuple[object, ...]],
+) -> Callable[[object], Plugin[Made]]:
+    """What all kinds have in common. Types are erased here: each decorator's signature has checked them.
+
+    Args:
+        fields: (what is called for each request, parameters) -> what the kind has beyond an `Instance`, in order.
+    """
+
+    build: Callable[..., Made] = kind
+
+    def describe(body: object) -> Plugin[Made]:
+        def make(called: str, given: Params, context: Context) -> Made:
+            call: Any = body(given, context) if isinstance(body, type) else body
+            hooks = (getattr(call, hook, None) for hook in ("chosen", "forget", "answered", "pins"))
+            return build(called, *hooks, getattr(call, "needs", needs), *fields(call, given))
+
+        assert body.__doc__, f"{body!r} needs a docstring: it is the catalogue's entry"
+        return Plugin(name, kind, params, needs, body.__doc__, make)
 
     return describe
 
 
-def _started(body: Any, params: Params, context: Context) -> Any:
-    """What to call for each request. `Any`: the decorators have checked the types; here they are erased."""
-    return body(params, context) if isinstance(body, type) else body
-
-
-def _hooks(call: Any) -> tuple[Chosen | None, Callable[[int], None] | None]:
-    return getattr(call, "chosen", None), getattr(call, "forget", None)
-
-
-def _doc(body: object) -> str:
-    assert body.__doc__, f"{body!r} needs a docstring: it is the catalogue's entry"
-    return body.__doc__
+def _of_candidates(call: Any, given: Any) -> tuple[object, ...]:
+    """For calls with a request, one thing more, and the parameters."""
+    return (lambda request, other: call(request, other, given),)

@@ -24,9 +24,10 @@ import numpy as np
 from epp.dialects.request import Request
 from epp.endpoints.table import COUNTS, FACTS, Bools, Candidates, Floats, all_true
 from epp.errors import NoEndpoint, Refusal
-from epp.scheduling.decision import Decision, Exclusion, Failure, Pool
+from epp.scheduling.decision import Decision, Exclusion, Failure, Fault, Pool, Stage
 from epp.scheduling.pickers import best_first
-from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Filter, Order, Picker, Scorer, Totals
+from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Filter, Instance, Order, Picker, Scorer, Totals
+from epp.scheduling.quarantine import Quarantine
 
 ALWAYS_KNOWN = frozenset((*COUNTS, *FACTS, PREFIX_MATCH))
 """Our own counts; facts, which a server may never tell and which do not age; what we remember ourselves."""
@@ -54,8 +55,8 @@ class Profile:
 
     def decide(
         self, request: Request, candidates: Candidates, exclusions: Sequence[Exclusion], pool: Pool, rng: Random
-    ) -> tuple[Decision, Candidates, int]:
-        """Decide where the request runs; returns the scored candidates too, and the destination's position among them.
+    ) -> Stage:
+        """Decide where the request runs.
 
         Args:
             candidates: those that no guard has left out.
@@ -92,7 +93,16 @@ class Profile:
             pool=pool,
             page_ages=left.table.page_ages(left.now),
         )
-        return decision, left, best.item(0)
+        return Stage(decision, left, best.item(0))
+
+    def watched(self, by: Quarantine) -> Profile:
+        """The same profile, with each of its plugins watched."""
+        scorers = [(by.watched(each), weight) for each, (_, weight) in zip(self.scorers, self._labels, strict=True)]
+        return Profile(self.name, [by.watched(each) for each in self.filters], scorers, by.watched(self.picker))
+
+    @property
+    def plugins(self) -> tuple[Instance, ...]:
+        return (*self.filters, *self.scorers, self.picker)
 
     # -- inside --------------------------------------------------------------------------------------------------
 
@@ -104,13 +114,11 @@ class Profile:
             if not len(candidates):
                 break
             try:
-                mask = each.keep(request, candidates)
-                if mask.dtype != np.bool_ or mask.shape != candidates.slots.shape:
-                    raise ValueError(f"returned {mask.dtype} of shape {mask.shape}, not a mask of {len(candidates)}")
+                mask = checked(each.keep(request, candidates), candidates)
             except Refusal:
                 raise
             except Exception as error:
-                failures.append(_failure(each.name, error))
+                failures.append(Failure.of(each.name, error))
                 continue
             if not mask.all():
                 excluded.append(Exclusion(each.name, candidates.slots[~mask]))
@@ -127,13 +135,13 @@ class Profile:
             try:
                 scores = each.score(request, candidates)
                 if scores.shape != (count,):
-                    raise ValueError(f"returned shape {scores.shape}, not {(count,)}")
+                    raise Fault(f"returned shape {scores.shape}, not {(count,)}")
                 raw[i] = scores
             except Refusal:
                 raise
             except Exception as error:
                 raw[i] = 0.0
-                failures.append(_failure(each.name, error))
+                failures.append(Failure.of(each.name, error))
         # argmin and argmax find NaN first, and take a quarter of the time that min, max and isnan take.
         if raw.size and not (raw.item(raw.argmin()) >= 0.0 and raw.item(raw.argmax()) <= 1.0):
             self._clean(raw, failures)
@@ -143,7 +151,7 @@ class Profile:
         """Clamp to 0..1; a scorer that said NaN loses its vote."""
         for lost in np.flatnonzero(np.isnan(raw).any(axis=1)).tolist():
             raw[lost] = 0.0
-            failures.append(Failure(self.scorers[lost].name, "returned NaN"))
+            failures.append(Failure.of(self.scorers[lost].name, Fault("returned NaN")))
         np.clip(raw, 0.0, 1.0, out=raw)
 
     def _unknown(self, candidates: Candidates) -> Bools:
@@ -164,11 +172,11 @@ class Profile:
             order = self.picker.order(request, candidates, totals, rng)
             best = order[:wanted]
             if not (wanted <= len(order) <= len(totals) and order.dtype.kind == "i" and _distinct(best, len(totals))):
-                raise ValueError(f"returned {order}, not the best {wanted} of {len(totals)}")
+                raise Fault(f"returned {order}, not the best {wanted} of {len(totals)}")
         except Refusal:
             raise
         except Exception as error:
-            failures.append(_failure(self.picker.name, error))
+            failures.append(Failure.of(self.picker.name, error))
             return best_first(totals, wanted, rng)
         return best
 
@@ -176,6 +184,13 @@ class Profile:
         self._wide = np.repeat(self._weights, count, axis=1)
         self._nobody = np.zeros(count, np.bool_)
         self._nobody.flags.writeable = False
+
+
+def checked(mask: Bools, candidates: Candidates) -> Bools:
+    """The mask that a plugin returned. Raises Fault: it is none of these candidates."""
+    if mask.dtype != np.bool_ or mask.shape != candidates.slots.shape:
+        raise Fault(f"returned {mask.dtype} of shape {mask.shape}, not a mask of {len(candidates)}")
+    return mask
 
 
 def capped(totals: Totals, unknown: Bools) -> Totals:
@@ -192,10 +207,6 @@ def _distinct(positions: Order, count: int) -> bool:
     """Whether these are positions among so many, none twice."""
     listed = positions.tolist()  # few: np.unique takes 5 us for 4 of them, this 0.3
     return len(set(listed)) == len(listed) and min(listed) >= 0 and max(listed) < count
-
-
-def _failure(plugin: str, error: Exception) -> Failure:
-    return Failure(plugin, f"{type(error).__name__}: {error}")
 
 
 def _address(pool: Pool, slot: int) -> str:

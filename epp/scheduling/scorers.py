@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from epp.dialects.request import Request
 from epp.endpoints.table import Bools, Candidates, Floats, all_true
-from epp.scheduling.plugin import ADAPTERS, PREFIX_MATCH, Context, Params, Scores, scorer
+from epp.scheduling.plugin import ADAPTERS, DEFAULT_PRODUCER, PREFIX_MATCH, Context, Params, Ref, Scores, scorer
 
 ONE: Final = np.array(1.0)
 """As an array, since taking a column from a Python float costs 0.2 us more."""
@@ -66,7 +66,7 @@ class ActiveRequestParams(Params, frozen=True):
     """Score that a busy endpoint approaches; below 1 leaves a gap to the idle ones."""
     request_timeout: str = ""
     """Kept for old configurations: requests are counted out exactly, none times out."""
-    in_flight_load_producer_name: str = ""
+    in_flight_load_producer_name: Annotated[str, Ref("producer", "inflight-load-producer")] = ""
     """Kept for the reference's configurations: the table itself counts requests in flight."""
 
     def idle(self, given: Collection[str]) -> dict[str, str]:
@@ -132,7 +132,7 @@ class PrefixParams(Params, frozen=True):
     """Weight of the matched length beside the matched share: long matches save more than short ones."""
     match_length_scale_tokens: int = 8192
     """Matched tokens from which the length scores 1."""
-    prefix_match_info_producer_name: str = ""
+    prefix_match_info_producer_name: Annotated[str, Ref("producer", DEFAULT_PRODUCER)] = ""
     """The producer that says what each endpoint holds; empty: approx-prefix-cache-producer, declared or not."""
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from epp.dialects import read
 from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Page
+from epp.scheduling.lineup import Lineup
 from epp.scheduling.pickers import max_score
 from epp.scheduling.plugin import Context, Filter, Instance, Params, Picker, PickerParams, Plugin, Producer, Scorer
 from epp.scheduling.producers import approximate_prefix
@@ -26,11 +27,17 @@ def ask(prompt: str = "hello", model: str = "base", salt: str = "") -> Request:
     return read(((":path", b"/v1/completions"),), json.dumps(body).encode())
 
 
-def pool(*pages: Page | None, inflight: Sequence[int] = (), table: EndpointTable | None = None) -> Candidates:
+def pool(
+    *pages: Page | None,
+    inflight: Sequence[int] = (),
+    labels: Sequence[dict[str, str]] = (),
+    table: EndpointTable | None = None,
+) -> Candidates:
     """Endpoint i is 192.168.1.(i+1):8000 in slot i. A page of None: there never was one."""
     table = EndpointTable() if table is None else table
     for i, page in enumerate(pages):
-        slot = table.put(Endpoint(f"default/pod{i}-rank-0", f"192.168.1.{i + 1}:8000"), 0.0)
+        endpoint = Endpoint(f"default/pod{i}-rank-0", f"192.168.1.{i + 1}:8000", labels[i] if labels else {})
+        slot = table.put(endpoint, 0.0)
         if page is not None:
             table.page_told(slot, table.generation(slot), page, NOW)
         for _ in range(inflight[i] if inflight else 0):
@@ -55,7 +62,7 @@ def profile(
 
 
 def scheduler(chosen: Profile, *producers: Producer, seed: int = 0) -> Scheduler:
-    return Scheduler(chosen, producers, Random(seed))
+    return Scheduler(Lineup([chosen], producers), Random(seed))
 
 
 def winners(chosen: Profile, candidates: Candidates, request: Request, draws: int) -> list[int]:

@@ -6,23 +6,56 @@ import inspect
 import sys
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Page
 from epp.errors import ConfigError
+from epp.scheduling.cases import Case
 from epp.scheduling.catalogue import BUILT_IN, catalogue, installed
-from epp.scheduling.plugin import SIGNALS, Filter, Instance, Picker, Plugin, Scorer, Scores, scorer
+from epp.scheduling.check import Subject, check, trial
+from epp.scheduling.peers import Hook
+from epp.scheduling.plugin import (
+    SIGNALS,
+    Admitter,
+    Decider,
+    Filter,
+    Instance,
+    Params,
+    Picker,
+    Plugin,
+    Scorer,
+    Scores,
+    scorer,
+)
 from epp.scheduling.scorers import LoadParams, queue
 from tests.scheduling.builders import NOW, ask, with_prefix
 
 SCORERS = [plugin for plugin in BUILT_IN if plugin.kind is Scorer]
 PICKERS = [plugin for plugin in BUILT_IN if plugin.kind is Picker]
+NEEDED: dict[str, dict[str, Any]] = {
+    "endpoint-attribute-scorer": {"attribute": "kv_usage", "algorithm": {"type": "linear_lower_is_better"}},
+    "header-label-affinity-scorer": {"headerName": "x-zone", "labelKey": "zone"},
+    "by-label": {"label": "zone", "validValues": ["a"]},
+    "utilization-filter": {"conditions": [{"metric": "waiting-queue", "maxValue": 5}]},
+    "endpoint-attribute-filter": {
+        "attribute": "kv_usage",
+        "algorithm": {"type": "threshold", "threshold": {"operator": "LessThan", "value": 0.5}},
+    },
+    "disaggregatedset-rollout-screener": {
+        "scope": {"labelSelector": "zone=a"},
+        "revisionGating": {"requireRoles": {"values": ["decode"]}},
+    },
+    "session-id-producer": {"headerName": "x-session-id"},
+    "request-attribute-reporter": {"attributes": [{"key": {"name": "cost"}, "expression": "usage.total_tokens"}]},
+}
+"""Parameters of those plugins that have no defaults for all of them."""
 
 amounts = st.none() | st.floats(0, 1e6)
 pages = st.none() | st.builds(
@@ -64,7 +97,7 @@ def test_every_scorer_keeps_the_contract(
     assert producer.chosen is not None
     request = ask("p" * 1024, model=model)
     producer.chosen(request, candidates, candidates.slots[:1])
-    instance = plugin.make(plugin.name, plugin.params(), context)
+    instance = plugin.make(plugin.name, msgspec.convert(NEEDED.get(plugin.name, {}), plugin.params), context)
     assert isinstance(instance, Scorer)
     columns = {name: candidates.column(name)[0].copy() for name in SIGNALS - {"adapters", "prefix-match"}}
 
@@ -76,6 +109,26 @@ def test_every_scorer_keeps_the_contract(
     order = np.random.default_rng(seed).permutation(len(facts))
     shuffled = Candidates(candidates.table, candidates.slots[order], NOW)
     assert np.array_equal(instance.score(request, shuffled), scores[order])
+
+
+@pytest.mark.parametrize("plugin", BUILT_IN, ids=lambda plugin: plugin.name)
+def test_every_plugin_keeps_the_contract_in_every_corner(plugin: Plugin[Instance]) -> None:
+    assert check(plugin, msgspec.convert(NEEDED.get(plugin.name, {}), plugin.params)) == []
+
+
+@pytest.mark.parametrize("plugin", BUILT_IN, ids=lambda plugin: plugin.name)
+@settings(max_examples=20)
+@given(
+    facts=st.lists(st.tuples(pages, st.floats(0, 4), st.integers(0, 5)), min_size=1, max_size=9),
+    model=st.sampled_from(["a", "base"]),
+)
+def test_every_plugin_keeps_the_contract_in_any_pool(
+    plugin: Plugin[Instance], facts: list[tuple[Page | None, float, int]], model: str
+) -> None:
+    candidates = told([page for page, _, _ in facts], [age for _, age, _ in facts], [count for _, _, count in facts])
+    params = msgspec.convert(NEEDED.get(plugin.name, {}), plugin.params)
+    for role in plugin.roles:
+        assert list(trial(Subject(role, params), Case("any", candidates, lambda: ask("p" * 1024, model=model)))) == []
 
 
 @pytest.mark.parametrize("plugin", PICKERS, ids=lambda plugin: plugin.name)
@@ -101,27 +154,68 @@ def test_every_picker_returns_as_many_as_it_is_asked_for_and_changes_no_total(
 def test_every_plugin_is_described(plugin: Plugin[Instance]) -> None:
     """A docstring, needs that exist, and a docstring under each parameter (read from the source)."""
     assert plugin.doc.strip()
-    assert plugin.kind in (Filter, Scorer, Picker) or plugin.needs == ()
+    assert plugin.kind in (Filter, Scorer, Picker, Decider, Admitter, Hook) or plugin.needs == ()
     assert set(plugin.needs) <= SIGNALS
-    source = inspect.getsource(plugin.params)
+    bases = [base for base in plugin.params.__mro__ if issubclass(base, Params)]
+    source = "".join(map(inspect.getsource, bases))
     for field in msgspec.structs.fields(plugin.params):
         definition = next(line for line in source.splitlines() if line.strip().startswith(f"{field.name}:"))
         following = source[source.index(definition) + len(definition) :].lstrip()
         assert following.startswith('"""'), f"{plugin.name}: {field.name} has no docstring"
 
 
-def test_built_in_plugins_are_those_of_the_reference() -> None:
+def test_built_in_plugins_are_those_of_the_reference_and_ours() -> None:
     assert list(catalogue()) == [
+        "disaggregatedset-rollout-screener",
+        "label-selector-filter",
+        "by-label-selector",
+        "by-label",
+        "decode-filter",
+        "prefill-filter",
+        "encode-filter",
+        "utilization-filter",
+        "endpoint-attribute-filter",
+        "prefix-cache-affinity-filter",
+        "utilization-detector",
+        "concurrency-detector",
+        "session-affinity-filter",
+        "response-affinity",
+        "topology-affinity-filter",
         "queue-scorer",
         "running-requests-size-scorer",
         "kv-cache-utilization-scorer",
         "active-request-scorer",
+        "load-aware-scorer",
+        "token-load-scorer",
+        "no-hit-lru-scorer",
+        "endpoint-attribute-scorer",
         "lora-affinity-scorer",
         "prefix-cache-scorer",
+        "mm-embeddings-cache-scorer",
+        "session-affinity-scorer",
+        "header-label-affinity-scorer",
+        "topology-affinity-scorer",
+        "context-length-aware",
         "max-score-picker",
         "random-picker",
         "weighted-random-picker",
+        "softmax-picker",
+        "power-of-two-picker",
         "approx-prefix-cache-producer",
+        "disagg-profile-handler",
+        "pd-profile-handler",
+        "data-parallel-profile-handler",
+        "header-profile-handler",
+        "always-disagg-pd-decider",
+        "prefix-based-pd-decider",
+        "always-disagg-multimodal-decider",
+        "probabilistic-admitter",
+        "agent-identity",
+        "session-id-producer",
+        "p2p-source-producer",
+        "request-attribute-reporter",
+        "header-based-testing-filter",
+        "destination-endpoint-served-verifier",
     ]
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from epp.endpoints.table import Bools, Candidates, EndpointTable, Page
 from epp.scheduling.decision import Decision
+from epp.scheduling.lineup import Lineup
 from epp.scheduling.profile import Profile
 from epp.scheduling.scheduler import Scheduler
 from epp.scheduling.scorers import active_request, kv_cache, queue, running
@@ -64,7 +65,7 @@ class HistoryMachine(TableMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rng = Random(SEED)
-        self.scheduler = Scheduler(some_profile(), [], self.rng)
+        self.scheduler = Scheduler(Lineup([some_profile()]), self.rng)
         self.decisions: list[tuple[Decision, dict[str, Any]]] = []
 
     def decide(self, table: EndpointTable, scheduler: Scheduler, mask: Bools | None) -> list[Any]:
@@ -79,7 +80,7 @@ class HistoryMachine(TableMachine):
     def compare(self, mask: Bools | None = None) -> None:
         listed = sorted((server for server in self.servers if server.listed), key=lambda server: server.born)
         self.rng.seed(SEED)
-        anew = Scheduler(some_profile(), [], Random(SEED))
+        anew = Scheduler(Lineup([some_profile()]), Random(SEED))
         assert self.decide(self.table, self.scheduler, mask) == self.decide(built_anew(listed), anew, mask)
 
     @invariant()

@@ -225,7 +225,7 @@ def writes_into_a_column() -> Scorer:
     [
         (fails(KeyError("no_such_column")), "KeyError: 'no_such_column'"),
         (says(np.nan, 1.0, 1.0, name="broken-scorer"), "returned NaN"),
-        (wrong_shape(), "ValueError: returned shape (4,), not (3,)"),
+        (wrong_shape(), "returned shape (4,), not (3,)"),
         (writes_into_a_column(), "ValueError: assignment destination is read-only"),
     ],
 )

@@ -14,6 +14,7 @@ from epp.dialects.request import Request
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Page, Slots
 from epp.pb import decision_pb2
 from epp.scheduling.decision import Exclusion
+from epp.scheduling.lineup import Lineup
 from epp.scheduling.plugin import Context, Filter, NoParams, Params, Scorer, Scores, scorer
 from epp.scheduling.producers import ApproximateParams
 from epp.scheduling.profile import Profile
@@ -212,12 +213,12 @@ def a_decision_of_four() -> tuple[EndpointTable, Scheduler, Candidates]:
     table = EndpointTable()
     everybody = pool(Page(waiting=2), None, Page(waiting=1), Page(waiting=0), table=table)
     table.page_told(0, table.generation(0), Page(waiting=2), NOW - 0.5)
-    left = Filter("decode-filter", None, None, (), lambda request, candidates: candidates.slots != 3)
+    left = Filter("decode-filter", None, None, None, None, (), lambda request, candidates: candidates.slots != 3)
 
     def broken(request: Request, candidates: Candidates) -> Scores:
         raise RuntimeError("no")
 
-    scorers = (made(queue), 2.0), (Scorer("broken", None, None, (), broken), 1.0)
+    scorers = (made(queue), 2.0), (Scorer("broken", None, None, None, None, (), broken), 1.0)
     return table, scheduler(profile(*scorers, filters=[left])), everybody.keep(np.array([True, True, False, True]))
 
 
@@ -291,7 +292,7 @@ def test_ties_are_counted() -> None:
 
 def test_the_same_seed_decides_the_same() -> None:
     def run() -> list[int]:
-        choosing = Scheduler(Profile("default", [], [], profile().picker), [], Random(42))
+        choosing = Scheduler(Lineup([Profile("default", [], [], profile().picker)]), Random(42))
         return [choosing.schedule(ask(), candidates).first for _ in range(50)]
 
     candidates = pool(*[Page()] * 8)
