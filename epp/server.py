@@ -16,10 +16,16 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from pathlib import Path
+from typing import Final
 
-from epp.config.build import build, detector
+import msgspec
+
+from epp.config.running import Running
+from epp.config.schema import Config
 from epp.discovery.file import FileDiscovery
 from epp.discovery.kube.discovery import KubeDiscovery
+from epp.discovery.kube.reviews import Reviews
 from epp.endpoints.ejection import Ejection, EjectionParams
 from epp.endpoints.table import EndpointTable
 from epp.errors import ConfigError
@@ -31,20 +37,36 @@ from epp.extproc.transport.wire import WireTransport
 from epp.flags import ServeFlags
 from epp.flow.policies import Policies
 from epp.picker import Picker, PickerOptions
-from epp.settings import read_config, read_metrics_files, read_port_files, read_scope, read_settings
+from epp.reload import Reload
+from epp.settings import (
+    read_candidate,
+    read_config,
+    read_metrics_files,
+    read_metrics_source,
+    read_port_files,
+    read_scope,
+    read_settings,
+)
 from epp.signals.scrape import Scraper
+from epp.signals.sources import GpuPages, fetched
 from epp.telemetry import log, tls
 from epp.telemetry.eds import Eds
 from epp.telemetry.exposition import Sources, render
+from epp.telemetry.guard import Guard
 from epp.telemetry.health import Health
 from epp.telemetry.http import MetricsServer, Views
 from epp.telemetry.metrics import Metrics
 from epp.telemetry.views import decisions, endpoints
+from epp.watch import FileWatch
 
 logger = logging.getLogger("epp.server")
 
-QUIET = 2.0
+QUIET: Final = 2.0
 """Seconds without an open exchange after which a draining picker believes that nobody asks any more."""
+TAKE_OVER: Final = 5.0
+"""Seconds in which a standby takes a lease that was released: ours 2.4 at most, the reference's 4.4."""
+PROBED: Final = 3.0
+"""Seconds in which gateways find out that another leads: the reference's chart has it probed every two."""
 
 
 class Server:
@@ -52,10 +74,13 @@ class Server:
 
     def __init__(self, flags: ServeFlags) -> None:
         """Build everything; nothing runs yet. Raises ConfigError."""
+        self._flags = flags
         settings = self._settings = read_settings(flags)
+        watch = FileWatch(Path(flags.config_file)) if flags.config_file else None
         config = read_config(flags)
         log.set_up(flags.zap_encoder, flags.v)
-        for warning in (*flags.without_effect(), *config.warnings):
+        unheard = flags.without_effect(kubernetes=config.discovery is None, pages=config.pages.metrics is not None)
+        for warning in (*unheard, *config.warnings):
             logger.warning(warning)
         now = self._now = time.monotonic
         rng = random.Random(settings.seed)
@@ -63,34 +88,44 @@ class Server:
         self._renewals: list[tls.Renewal] = []
 
         self.metrics = Metrics(problems)
-        scheduler = build(config, rng)
-        table = self._table = EndpointTable(freshness=settings.freshness, on_forget=scheduler.forget)
+        running = self._running = Running(config, rng)
+        pages = fetched(config.pages, read_metrics_source(flags), settings.scrape_interval, settings.freshness)
+        table = self._table = EndpointTable(
+            freshness=pages.freshness, attributes=pages.attributes, on_forget=lambda slot: picker.forget(slot)
+        )
         ejection = Ejection(table, EjectionParams())
         options = PickerOptions(
             not flags.disable_endpoint_subset_filter,
             emit_scores=flags.emit_endpoint_scores,
-            detector=detector(config),
+            detector=running.detector,
         )
         drawn = random.Random(settings.seed)
-        picker = self._picker = Picker(table, scheduler, ejection, self.metrics, time.perf_counter, options, drawn)
+        picker = self._picker = Picker(
+            table, running.scheduler, ejection, self.metrics, time.perf_counter, options, drawn
+        )
 
         spread = random.Random(settings.seed)  # its own, so that scraping changes no decision
-        scraper = self._scraper = Scraper(table, spread, interval=settings.scrape_interval, clock=now)
-        health = self._health = Health()
+        scraper = self._scraper = Scraper(table, spread, pages.sources, clock=now)
+        elected = config.discovery is None and flags.ha_enable_leader_election
+        health = self._health = Health(elected=elected)
+        self._stopping = asyncio.Event()
         self._discovery: FileDiscovery | KubeDiscovery
         if config.discovery is not None:
             self._discovery = FileDiscovery(
                 config.discovery.path, config.discovery.watch_file, table, now, on_sync=health.set_ready
             )
         else:
+            scope = read_scope(flags)
             self._discovery = KubeDiscovery(
-                read_scope(flags),
+                scope,
                 table,
                 now=now,
                 rng=spread,
                 on_policies=self._take_policies,
                 on_sync=health.set_ready,
                 failed=lambda path, error: problems.tell(path, "the API server: %s: %s", path, error),
+                candidate=read_candidate(flags, scope),
+                on_lead=self._lead,
             )
         methods: dict[str, OpenCall] = {
             PROCESS: lambda peer, push, began: Conversation(picker, settings.limits, peer, began)
@@ -100,28 +135,34 @@ class Server:
         transport = self._transport = self._carrier(flags, methods)
         self._eds = Eds(table, problems)
         self._health_port = self._carrier(flags, {**self._health.methods(), **self._eds.methods()})
+        self._reload = reload = None if watch is None else self._follow(watch, config)
         sources = Sources(
             table,
             settings.pool,
             now,
             version("epp"),
-            scrape_errors=lambda: (scraper.counts.poll_errors, scraper.counts.extract_errors),
+            scrape_errors=lambda: scraper.counts.errors,
+            gpu_errors=None if config.pages.gpu is None else lambda: scraper.counts_of(GpuPages.what).errors,
             ejections=lambda: (int(ejection.out(table.listed, now()).sum()), ejection.total),
-            prefix_blocks=scheduler.prefix_blocks,
+            prefix_blocks=lambda: running.scheduler.prefix_blocks(),
             streams=(lambda: (transport.streams_open, transport.streams_total))
             if flags.enable_grpc_stream_metrics
             else None,
             breaches=lambda: transport.breaches,
+            detector=running.detector,
+            reloads=None if reload is None else lambda: (reload.taken, reload.refused),
         )
+        asks = config.discovery is None and flags.metrics_endpoint_auth is not False
+        self._reviews = Reviews(lambda why: problems.tell(why, "metrics port: %s", why)) if asks else None
         wall_offset = time.time() - now()
         self._metrics_server = MetricsServer(
             Views(
-                lambda: render(self.metrics, sources),
+                lambda: render(self.metrics, msgspec.structs.replace(sources, detector=running.detector)),
                 lambda n: decisions(picker, n, wall_offset),
                 lambda: endpoints(table, ejection, now()),
-            )
+            ),
+            None if self._reviews is None else Guard(self._reviews.review, now),
         )
-        self._flags = flags
 
     def _carrier(self, flags: ServeFlags, methods: Methods) -> Transport:
         settings = self._settings
@@ -132,11 +173,12 @@ class Server:
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; returns the exit code. Raises ConfigError when it cannot start."""
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, stopping)
+            loop.add_signal_handler(number, self._on_signal)
         await self._discovery.begin()
+        if self._reviews is not None:
+            await self._reviews.begin()
         await self._open_ports()
         async with asyncio.TaskGroup() as tasks:
             edges = [
@@ -145,15 +187,30 @@ class Server:
                 tasks.create_task(self._keep_running("telling Envoy", self._eds.run)),
                 *(tasks.create_task(self._keep_running("certificates", each.run)) for each in self._renewals),
             ]
+            if self._reload is not None:
+                edges.append(tasks.create_task(self._keep_running("configuration", self._reload.run)))
             _spare_the_collector()
-            await stopping.wait()
+            await self._stopping.wait()
+            await self._hand_over()
             await self._drain()
             for edge in edges:
                 edge.cancel()
         return 0
 
+    def _follow(self, watch: FileWatch, config: Config) -> Reload:
+        flags = self._flags
+        return Reload(flags.config_file, watch, config, lambda: read_config(flags), self._take_config)
+
+    def _take_config(self, config: Config) -> None:
+        self._running.take(config)
+        self._picker.reconfigure(self._running.scheduler, self._running.detector)
+
     def _take_policies(self, policies: Policies) -> None:
         self._picker.policies = policies
+
+    def _lead(self, leads: bool) -> None:
+        if not self._stopping.is_set():  # who stops says what he said until another is found: `_hand_over`
+            self._health.set_leading(leads)
 
     async def _keep_running(self, what: str, run: Callable[[], Awaitable[None]]) -> None:
         """An edge that fails makes its own values unknown, and nothing else: it begins anew."""
@@ -198,11 +255,16 @@ class Server:
                 self._renewals.append(follow)
         return options, context
 
-    def _on_signal(self, stopping: asyncio.Event) -> None:
-        if stopping.is_set():
+    def _on_signal(self) -> None:
+        if self._stopping.is_set():
             logger.warning("second signal: stopping at once")
             os._exit(1)
-        stopping.set()
+        self._stopping.set()
+
+    async def _hand_over(self) -> None:
+        """A leader is ready until another one is, and gateways have had time to see it: else they had nobody to ask."""
+        if isinstance(self._discovery, KubeDiscovery) and await self._discovery.hand_over(TAKE_OVER):
+            await asyncio.sleep(PROBED)
 
     async def _drain(self) -> None:
         """NOT_SERVING first, then no new exchanges, then an end of those under way: docs/decisions/004-draining.md."""
@@ -217,6 +279,8 @@ class Server:
         await self._transport.stop(max(0.0, self._settings.drain_timeout - (now() - began)))
         await self._health_port.stop(0.0)
         await self._metrics_server.stop()
+        if self._reviews is not None:
+            await self._reviews.close()
         logger.info("stopped")
 
 

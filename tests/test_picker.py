@@ -16,8 +16,9 @@ from epp.endpoints.table import Endpoint, Page
 from epp.errors import NoEndpoint
 from epp.headers import Headers
 from epp.pb import decision_pb2
-from epp.picker import Outcome, Picker, Ticket
+from epp.picker import Picker
 from epp.telemetry.views import decisions, endpoints
+from epp.ticket import Outcome, Ticket
 from tests.contract.transport import QUEUE_ALONE, picker_for
 from tests.watching import Watch
 
@@ -85,18 +86,53 @@ def test_an_empty_pool_is_a_503() -> None:
 
 
 def test_the_endpoint_that_served_gets_the_count_and_those_before_it_a_failure() -> None:
+    """Listed 100 s ago: the proxy knows them."""
     picker = picker_for((A, B, C, D), Watch())
     for _ in range(5):
-        ticket = decide(picker)
+        ticket = decide(picker, now=100.0)
         assert ticket.endpoint.address == A
-        picker.response_started(ticket, OK, B, now=0.0, bodies_seen=False)
+        picker.response_started(ticket, OK, B, now=100.0, bodies_seen=False)
         assert inflight(picker) == [0, 1, 0, 0]
-        picker.finish(ticket, Outcome.COMPLETE, now=0.0)
+        picker.finish(ticket, Outcome.COMPLETE, now=100.0)
     assert inflight(picker) == [0, 0, 0, 0]
-    ticket = decide(picker)  # five failures in a row have ejected the first, and nobody after the one that served
+    ticket = decide(picker, now=100.0)  # five failures in a row have ejected the first, and nobody after the one served
     assert ticket.endpoint.address == B
     ((name, slots),) = [(each.name, each.slots.tolist()) for each in ticket.decision.exclusions]
     assert (name, slots) == ("ejected", [picker.table.slot_at(A)])
+
+
+@pytest.mark.parametrize("served", [B, None])
+def test_one_that_the_proxy_may_not_know_yet_is_not_blamed_for_what_it_did_not_answer(served: str | None) -> None:
+    """B served, or the proxy itself said 503 for want of hosts."""
+    status = b"200" if served else b"503"
+    picker = picker_for((A, B, C, D), Watch())
+    for now in range(9):
+        ticket = decide(picker, now=float(now))
+        picker.response_started(ticket, ((":status", status),), served, now=float(now), bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=float(now))
+    assert decide(picker, now=9.0).endpoint.address == A
+
+
+def test_one_that_answers_with_failures_itself_is_left_out_at_once() -> None:
+    picker = picker_for((A, B), Watch())
+    for _ in range(5):
+        ticket = decide(picker, now=1.0)
+        picker.response_started(ticket, ((":status", b"500"),), A, now=1.0, bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=1.0)
+    assert decide(picker, now=1.0).endpoint.address == B
+
+
+def test_an_endpoint_that_left_the_pool_may_answer_twice_on_its_last_request() -> None:
+    """First with an informational status, say."""
+    picker = picker_for((A, B), Watch())
+    ticket = decide(picker)
+    picker.response_started(ticket, OK, B, now=0.0, bodies_seen=False)
+    picker.table.drop("default/pod-1")
+    picker.response_started(ticket, OK, B, now=0.0, bodies_seen=False)
+    assert inflight(picker) == [0]
+    picker.finish(ticket, Outcome.COMPLETE, now=1.0)
+    picker.table.put(Endpoint("default/pod-1", B), 1.0)
+    assert inflight(picker) == [0, 0]
 
 
 def test_an_endpoint_outside_the_pool_that_served_changes_nothing() -> None:
@@ -106,14 +142,24 @@ def test_an_endpoint_outside_the_pool_that_served_changes_nothing() -> None:
     assert inflight(picker) == [1]
 
 
+def test_the_answers_of_an_endpoint_outside_the_pool_are_no_merit_of_the_one_that_was_passed_over() -> None:
+    picker = picker_for((A, B), Watch())
+    for _ in range(5):
+        ticket = decide(picker, now=100.0)
+        assert ticket.endpoint.address == A
+        picker.response_started(ticket, OK, "192.0.2.1:80", now=100.0, bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=100.0)
+    assert decide(picker, now=100.0).endpoint.address == B
+
+
 def test_failures_in_a_row_eject_and_the_reason_is_in_the_decision() -> None:
     picker = picker_for((A, B), Watch())
     for _ in range(5):
-        ticket = decide(picker)
-        picker.response_started(ticket, ((":status", b"500"),), None, now=0.0, bodies_seen=False)
-        picker.finish(ticket, Outcome.COMPLETE, now=0.0)
-    assert decide(picker, now=1.0).endpoint.address == B
-    views = endpoints(picker.table, Ejection(picker.table, EjectionParams()), 1.0)
+        ticket = decide(picker, now=100.0)
+        picker.response_started(ticket, ((":status", b"500"),), None, now=100.0, bodies_seen=False)
+        picker.finish(ticket, Outcome.COMPLETE, now=100.0)
+    assert decide(picker, now=101.0).endpoint.address == B
+    views = endpoints(picker.table, Ejection(picker.table, EjectionParams()), 101.0)
     assert [view["ejected"] for view in views] == [False, False]  # another ejection knows nothing of this one
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from epp.dialects.request import Request
 from epp.errors import Refusal
-from epp.picker import Outcome, Ticket
+from epp.ticket import Outcome, Ticket
 
 
 class Watch:

@@ -12,7 +12,7 @@ import re
 
 from msgspec import Raw
 
-from epp.dialects.body import ABSENT, Body, Message, estimate, open_ended, read_messages, require, whole
+from epp.dialects.body import ABSENT, Body, Message, estimate, open_ended, read_media, read_messages, require, whole
 
 # Unescaped quotes cannot be inside a text, so these match members and texts, never what somebody wrote about them.
 _BILLING = re.compile(rb'"x-anthropic-billing-header(?:[^"\\]|\\.)*+"')
@@ -45,6 +45,9 @@ class Messages(Body):
         """The system prompt first, as a message of role "system"."""
         system = tuple(Message("system", message.parts) for message in read_messages(Raw(_as_message(self.system))))
         return system + read_messages(self.messages)
+
+    def media(self) -> tuple[bytes, ...]:
+        return read_media(self.messages)
 
 
 def _as_message(system: Raw) -> bytes:

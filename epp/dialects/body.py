@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 from msgspec import Raw
+from xxhash import xxh3_128_digest
 
 from epp.errors import BadRequest
 
@@ -97,9 +98,21 @@ class Body(msgspec.Struct):
         """Tokens of all prompts in the body: exact for token ids, else `estimate`."""
         return 0
 
+    def has_ids(self) -> bool:
+        """The prompt comes as token ids, so that its tokens are counted and not estimated."""
+        return False
+
     def conversation(self) -> tuple[Message, ...]:
         """The messages; empty where the body has none, or none that can be read."""
         return ()
+
+    def media(self) -> tuple[bytes, ...]:
+        """A digest of each image, audio and video of the (first) prompt; two that are equal have one."""
+        return ()
+
+    def previous(self) -> str:
+        """Id of the stored response that this request goes on from; empty: it begins anew."""
+        return ""
 
 
 class _First(msgspec.Struct, array_like=True):
@@ -117,11 +130,29 @@ class _Message(msgspec.Struct):
     output: Raw = ABSENT
 
 
+class _Media(msgspec.Struct):
+    """A part of a message, as far as it may hold an image, audio or video. `content`: of a tool's result."""
+
+    image_url: Raw = ABSENT
+    video_url: Raw = ABSENT
+    audio_url: Raw = ABSENT
+    input_audio: Raw = ABSENT
+    source: Raw = ABSENT
+    content: Raw = ABSENT
+
+
+class _Source(msgspec.Struct):
+    url: Raw = ABSENT
+    data: Raw = ABSENT
+
+
 _FIRST = msgspec.json.Decoder(_First)
 _STRING = msgspec.json.Decoder(str)
 _ANYTHING = msgspec.json.Decoder()
 _TEXTS = msgspec.json.Decoder(list[_Text])
 _MESSAGES = msgspec.json.Decoder(list[_Message])
+_MEDIA = msgspec.json.Decoder(list[_Media])
+_SOURCE = msgspec.json.Decoder(_Source)
 # A limit on nesting is the interpreter's, so a span that `read` took may be too deep for a caller further down.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -198,6 +229,11 @@ def first_prompt(span: Raw, most: int = ALL) -> bytes:
     return bytes(memoryview(span)[1:-1][:most]) if opening(span) == b'"' else open_ended(span, most=most)
 
 
+def are_ids(span: Raw) -> bool:
+    """Whether a field that `first_prompt` reads has token ids, in a list or in lists of a list."""
+    return _NUMBERS.match(span) is not None
+
+
 def pack(span: Raw, most: int = ALL) -> bytes:
     """Token ids, a flat JSON array, as little-endian uint32; what is no token id leaves the JSON as it is.
 
@@ -242,19 +278,21 @@ def count_tokens(span: Raw) -> int:
 
 def estimate(*spans: Raw) -> int:
     """Tokens in spans of JSON: a token for four bytes, each base64 blob (image, audio, file) TOKENS_PER_BLOB."""
-    size, blobs = 0, 0
+    size, found = 0, 0
     for span in spans:
         size += len(span)
-        if len(span) > BLOB_BYTES and _may_have_blobs(text := bytes(span)):
-            for start, end in _blobs(text):
+        if may_have_blobs(span):
+            for start, end in blobs(bytes(span)):
                 size -= end - start
-                blobs += 1
-    return size // BYTES_PER_TOKEN + blobs * TOKENS_PER_BLOB + 1
+                found += 1
+    return size // BYTES_PER_TOKEN + found * TOKENS_PER_BLOB + 1
 
 
-def _may_have_blobs(text: bytes) -> bool:
-    """Whether somewhere no space comes for BLOB_BYTES: in prose the search takes 5 to 13 times as long as this."""
-    at = 0
+def may_have_blobs(span: bytes | Raw) -> bool:
+    """Whether somewhere no space comes for BLOB_BYTES: in prose `blobs` takes 5 to 13 times as long as this."""
+    if len(span) <= BLOB_BYTES:
+        return False
+    text, at = bytes(span), 0
     while len(text) - at >= BLOB_BYTES:
         space = text.rfind(b" ", at, at + BLOB_BYTES)
         if space < 0:
@@ -263,8 +301,8 @@ def _may_have_blobs(text: bytes) -> bool:
     return False
 
 
-def _blobs(text: bytes) -> Iterator[tuple[int, int]]:
-    """Where the base64 blobs of a JSON text are, quotes included.
+def blobs(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where the base64 blobs of a JSON text are, quotes included; the last may be open.
 
     Past BLOB_BYTES a string is taken for one if it has neither spaces nor escapes and is ASCII: a look at every letter
     of an image of 4 MB takes 5 ms, this takes 0.5 ms.
@@ -272,6 +310,7 @@ def _blobs(text: bytes) -> Iterator[tuple[int, int]]:
     end = 0
     while begins := _BLOB.search(text, end):
         start, end = begins.end(), text.find(b'"', begins.end())
+        end = len(text) if end < 0 else end
         if text.find(b"\\", start, end) >= 0:
             is_blob = _ESCAPED_BLOB.fullmatch(text, start, end) is not None
         else:
@@ -284,13 +323,55 @@ def read_messages(span: Raw) -> tuple[Message, ...]:
     """The messages in an array of them; a plain text is one message of the user; () for anything else."""
     if opening(span) == b'"':
         return (Message("user", _parts(span)),)
+    return tuple(Message(string(m.role), _parts(m.content or m.output)) for m in _messages(span))
+
+
+def read_media(span: Raw) -> tuple[bytes, ...]:
+    """A digest of each image, audio and video in an array of messages, in order, each once.
+
+    Of what a part says of it, its URL or its data count: the same image with another `detail` is the same image.
+    """
+    found = [value for message in _messages(span) for value in _media(message.content or message.output)]
+    return tuple(dict.fromkeys(map(digest, found)))
+
+
+def digest(span: Raw) -> bytes:
+    """16 bytes that tell one span from another, but for those that somebody makes up to be mistaken."""
+    return xxh3_128_digest(memoryview(span))
+
+
+def _messages(span: Raw) -> list[_Message]:
     try:
-        if bytes(span).count(b"{") > MAX_MESSAGES:
-            return ()
-        found = _MESSAGES.decode(span)
+        return [] if bytes(span).count(b"{") > MAX_MESSAGES else _MESSAGES.decode(span)
     except _UNREADABLE:
-        return ()
-    return tuple(Message(string(m.role), _parts(m.content or m.output)) for m in found)
+        return []
+
+
+def _media(content: Raw, *, nested: bool = False) -> Iterator[Raw]:
+    """The JSON strings that hold images, audio and video, or say where they are."""
+    if opening(content) != b"[":
+        return
+    try:
+        parts = _MEDIA.decode(content)
+    except _UNREADABLE:
+        return
+    for part in parts:
+        for value in (part.image_url, part.video_url, part.audio_url, part.input_audio, part.source):
+            if value and (found := _place(value)):
+                yield found
+        if part.content and not nested:
+            yield from _media(part.content, nested=True)
+
+
+def _place(value: Raw) -> Raw:
+    """The URL or the data, bare or in an object; ABSENT: there is none."""
+    if opening(value) == b"{":
+        try:
+            source = _SOURCE.decode(value)
+        except _UNREADABLE:
+            return ABSENT
+        value = source.url or source.data
+    return value if opening(value) == b'"' and len(value) > len('""') else ABSENT
 
 
 def _parts(content: Raw) -> tuple[Part, ...]:

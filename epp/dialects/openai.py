@@ -22,13 +22,16 @@ from epp.dialects.body import (
     TOKENS_PER_BLOB,
     Body,
     Message,
+    are_ids,
     count_tokens,
     estimate,
     first_item,
     first_prompt,
     open_ended,
+    read_media,
     read_messages,
     require,
+    string,
     whole,
 )
 from epp.errors import BadRequest
@@ -63,6 +66,9 @@ class Chat(Body):
     def conversation(self) -> tuple[Message, ...]:
         return read_messages(self._one())
 
+    def media(self) -> tuple[bytes, ...]:
+        return read_media(self._one())
+
     def _one(self) -> Raw:
         return first_item(self.messages) if _BATCH.match(self.messages) else self.messages
 
@@ -86,6 +92,9 @@ class Completion(Body):
     def prompt_tokens(self) -> int:
         return count_tokens(self.prompt)
 
+    def has_ids(self) -> bool:
+        return are_ids(self.prompt)
+
 
 class Embedding(Body):
     """`embeddings`; vLLM also takes `messages` in place of `input`."""
@@ -102,8 +111,14 @@ class Embedding(Body):
     def prompt_tokens(self) -> int:
         return count_tokens(self.input) + count_tokens(self.messages)
 
+    def has_ids(self) -> bool:
+        return are_ids(self.input)
+
     def conversation(self) -> tuple[Message, ...]:
         return read_messages(self.messages)
+
+    def media(self) -> tuple[bytes, ...]:
+        return read_media(self.messages)
 
 
 class Responses(Body):
@@ -113,6 +128,7 @@ class Responses(Body):
     instructions: Raw = ABSENT
     tools: Raw = ABSENT
     max_output_tokens: Raw = ABSENT
+    previous_response_id: Raw = ABSENT
 
     def check(self) -> None:
         require("input", self.input)
@@ -128,6 +144,12 @@ class Responses(Body):
 
     def conversation(self) -> tuple[Message, ...]:
         return read_messages(self.input)
+
+    def media(self) -> tuple[bytes, ...]:
+        return read_media(self.input)
+
+    def previous(self) -> str:
+        return string(self.previous_response_id)
 
 
 class Conversation(Body):

@@ -1,7 +1,7 @@
 """One request as the picker sees it: what was asked, of which model, in which dialect.
 
 Made once per HTTP request by `epp.dialects.read`, from headers and a body of which only the top level was looked at.
-`prompt`, `tokens` and `messages` are computed when a plugin first asks, and kept.
+`prompt`, `tokens`, `messages` and `media` are computed when a plugin first asks, and kept.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Request:
     """What is decided upon. Plain and mutable, for a pipeline fills in `target_model` and `priority`."""
 
     __slots__ = (
+        "_media",
         "_messages",
         "_prompt",
         "_tokens",
@@ -38,6 +39,7 @@ class Request:
         "cache_salt",
         "content",
         "dialect",
+        "estimate",
         "fairness_id",
         "headers",
         "max_tokens",
@@ -46,13 +48,16 @@ class Request:
         "n",
         "objective",
         "path",
+        "peer",
         "priority",
         "request_id",
         "rewrite",
+        "session",
         "size_bytes",
         "stream",
         "target_model",
         "text",
+        "token_ratio",
     )
 
     def __init__(
@@ -94,9 +99,18 @@ class Request:
         self.objective = header(found, *OBJECTIVE)
         self.fairness_id = header(found, *FAIRNESS_ID) or DEFAULT_FLOW
         self.priority = 0
+        self.session = ""
+        """Names the session that it belongs to, where a plugin has found that out; empty: none has."""
+        self.peer: int | None = None
+        """Slot of the endpoint that another stage of this request goes to; None: no stage before this one chose any."""
+        self.token_ratio = 1.0
+        """Real tokens for each one that is estimated, as it was learned of the target model."""
+        self.estimate = 0
+        """The estimate behind `tokens`; 0: they are exact, or nobody asked."""
         self._prompt: bytes | None = None
         self._tokens: int | None = None
         self._messages: tuple[Message, ...] | None = None
+        self._media: tuple[bytes, ...] | None = None
 
     @property
     def prompt(self) -> bytes:
@@ -115,7 +129,8 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """Prompt tokens, of all prompts together: exact where the body holds ids, else 4 bytes a token plus one.
+        """Prompt tokens, of all prompts together: exact where the body holds ids, else 4 bytes a token plus one, times
+        `token_ratio`.
 
         An image, audio or file inside the JSON, and an upload, count 225. A body that is not read counts by its size,
         so that it weighs something; no body counts 0.
@@ -123,6 +138,9 @@ class Request:
         if self._tokens is None:
             unread = self.dialect is Dialect.PASSTHROUGH and self.size_bytes
             self._tokens = self.size_bytes // BYTES_PER_TOKEN + 1 if unread else self.content.prompt_tokens()
+            if not self.content.has_ids():
+                self.estimate = self._tokens
+                self._tokens = round(self._tokens * self.token_ratio)
         return self._tokens
 
     @property
@@ -132,11 +150,23 @@ class Request:
             self._messages = self.content.conversation()
         return self._messages
 
+    @property
+    def media(self) -> tuple[bytes, ...]:
+        """A digest of each image, audio and video of the (first) prompt, in order; two that are equal have one."""
+        if self._media is None:
+            self._media = self.content.media()
+        return self._media
+
+    @property
+    def previous(self) -> str:
+        """Id of the stored response that this request goes on from, of the Responses API; empty: it begins anew."""
+        return self.content.previous()
+
     def let_go(self) -> None:
         """Forget the body and all that was read from it: it has been forwarded, and answers take minutes."""
         self.body = self.text = b""
         self.content = Body()
-        self._prompt, self._messages = b"", ()
+        self._prompt, self._messages, self._media = b"", (), ()
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.path} {self.dialect.value} model={self.model!r} {self.size_bytes} bytes>"

@@ -1,6 +1,6 @@
-"""How many tokens a request took, from what the model server answered.
+"""How many tokens a request took, and what its response is called, from what the model server answered.
 
-In: a response's headers, then its body in whatever pieces it comes. Out: `Usage`, as soon as it is known.
+In: a response's headers, then its body in whatever pieces it comes. Out: `Usage`, as soon as it is known; an id.
 Rules here: bytes are only looked at, they go on to the client elsewhere; an answer that cannot be read has no usage and
 is no error; memory is bounded by MAX_LINE or MAX_ANSWER.
 Event streams are cut into lines anywhere, CRLF and UTF-8 characters included, and of a block of lines that mentions no
@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Raw
 
-from epp.dialects.body import ABSENT, opening, whole
+from epp.dialects.body import ABSENT, opening, string, whole
 from epp.dialects.request import Dialect, Request
 from epp.headers import Headers
 from epp.headers import text as header_text
@@ -28,6 +28,8 @@ MAX_LINE: Final = 1 << 20
 """A longer line of an event stream is skipped."""
 MAX_ANSWER: Final = 4 << 20
 """Of a longer whole answer the usage is given up; a list of embeddings may get there."""
+MAX_ID: Final = 256
+"""A longer id is not looked at."""
 MAX_ITEMS: Final = 1_024
 """Outputs in one SGLang answer to a batch that are added up; beyond it the usage is given up."""
 
@@ -50,6 +52,8 @@ class UsageReader(Protocol):
     done: bool
     """The server said that the answer is complete: `data: [DONE]`, `message_stop`, `response.completed` or its like.
     Stays False for answers that are no event stream: those end when they end."""
+    response_id: str
+    """What the Responses API calls the response, once it is whole; empty: not that API, or not known."""
 
     @property
     def usage(self) -> Usage | None:
@@ -74,7 +78,9 @@ def usage_reader(request: Request, response_headers: Headers) -> UsageReader:
         return _Nothing()
     if "text/event-stream" in kind or (not kind and request.stream):
         return _Events(request.dialect)
-    return _Whole(request.n) if "json" in kind or not kind else _Nothing()
+    return (
+        _Whole(request.n, request.path.rstrip("/").endswith("/responses")) if "json" in kind or not kind else _Nothing()
+    )
 
 
 class _Nothing:
@@ -82,6 +88,7 @@ class _Nothing:
 
     usage = None
     done = False
+    response_id = ""
 
     def feed(self, data: bytes) -> None:
         pass
@@ -93,10 +100,12 @@ class _Nothing:
 class _Whole:
     """An answer that is one JSON document, kept up to MAX_ANSWER bytes."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, is_response: bool) -> None:
         self.usage: Usage | None = None
         self.done = False
+        self.response_id = ""
         self._n = n
+        self._is_response = is_response
         self._kept = bytearray()
         self._given_up = False
 
@@ -112,6 +121,8 @@ class _Whole:
         self._kept.clear()
         batch = answer.lstrip().startswith(b"[")
         self.usage = _of_batch(Raw(answer), self._n) if batch else _of_document(Raw(answer))
+        if self._is_response:
+            self.response_id = _id_of(Raw(answer))
 
 
 class _Events:
@@ -119,6 +130,7 @@ class _Events:
 
     def __init__(self, dialect: Dialect) -> None:
         self.done = False
+        self.response_id = ""
         self._usage: Usage | None = None
         self._unread = b""  # the latest event with a usage that will be said again
         self._word = b'"meta_info"' if dialect is Dialect.SGLANG else b'"usage"'
@@ -172,8 +184,12 @@ class _Events:
         for line in lines:
             if not line.startswith(b"data:") or len(line) > MAX_LINE:
                 continue
-            if line[5:].strip() == b"[DONE]" or _LAST_EVENT.search(line):
+            if line[5:].strip() == b"[DONE]":
                 self.done = True
+            elif last := _LAST_EVENT.search(line):
+                self.done = True
+                if last[1] != b"message_stop":
+                    self.response_id = _id_of(Raw(line[5:]))
             if not _USAGE_FOLLOWS.search(line):
                 continue
             if _UNFINISHED.search(line):
@@ -185,11 +201,12 @@ class _Events:
 # In a text that was generated the quotes are escaped, so none of these is found there.
 _USAGE_FOLLOWS = re.compile(rb'"(?:usage|meta_info)"\s*:\s*\{')  # many servers say null in all events but one
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
-_LAST_EVENT = re.compile(rb'"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"')
+_LAST_EVENT = re.compile(rb'"type"\s*:\s*"(message_stop|response\.(?:completed|incomplete|failed))"')
 _SAYS_SOMETHING = re.compile(_USAGE_FOLLOWS.pattern + b"|" + _LAST_EVENT.pattern)
 
 
 class _Document(msgspec.Struct):
+    id: Raw = ABSENT
     usage: Raw = ABSENT
     meta_info: Raw = ABSENT
     message: Raw = ABSENT  # around the usage in Anthropic's message_start
@@ -224,6 +241,17 @@ def _of_document(span: Raw) -> Usage | None:
         return _usage(_COUNTS.decode(counts)) if opening(counts) == b"{" else None
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def _id_of(span: Raw) -> str:
+    """What a response is called, in an answer or in the data of an event; empty: nothing that ids look like."""
+    try:
+        document = _DOCUMENT.decode(span)
+        if opening(document.response) == b"{":
+            document = _DOCUMENT.decode(document.response)
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+    return string(document.id) if len(document.id) <= MAX_ID else ""
 
 
 def _usage(counts: _Counts) -> Usage | None:

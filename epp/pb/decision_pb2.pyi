@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Decision(_message.Message):
-    __slots__ = ("request_id", "time", "model", "target_model", "profile", "endpoints", "candidates", "scorers", "matched_tokens", "prompt_tokens", "ties", "cost_us", "priority", "objective", "rule", "saturation")
+    __slots__ = ("request_id", "time", "model", "target_model", "profile", "endpoints", "candidates", "scorers", "matched_tokens", "prompt_tokens", "ties", "cost_us", "priority", "objective", "rule", "saturation", "plan", "prefill", "encode", "failures")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,10 @@ class Decision(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     SATURATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     time: float
     model: str
@@ -40,7 +44,19 @@ class Decision(_message.Message):
     objective: str
     rule: str
     saturation: Saturation
-    def __init__(self, request_id: _Optional[str] = ..., time: _Optional[float] = ..., model: _Optional[str] = ..., target_model: _Optional[str] = ..., profile: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., scorers: _Optional[_Iterable[_Union[Scorer, _Mapping]]] = ..., matched_tokens: _Optional[float] = ..., prompt_tokens: _Optional[float] = ..., ties: _Optional[int] = ..., cost_us: _Optional[float] = ..., priority: _Optional[int] = ..., objective: _Optional[str] = ..., rule: _Optional[str] = ..., saturation: _Optional[_Union[Saturation, _Mapping]] = ...) -> None: ...
+    plan: str
+    prefill: Decision
+    encode: Decision
+    failures: _containers.RepeatedCompositeFieldContainer[Failure]
+    def __init__(self, request_id: _Optional[str] = ..., time: _Optional[float] = ..., model: _Optional[str] = ..., target_model: _Optional[str] = ..., profile: _Optional[str] = ..., endpoints: _Optional[_Iterable[str]] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., scorers: _Optional[_Iterable[_Union[Scorer, _Mapping]]] = ..., matched_tokens: _Optional[float] = ..., prompt_tokens: _Optional[float] = ..., ties: _Optional[int] = ..., cost_us: _Optional[float] = ..., priority: _Optional[int] = ..., objective: _Optional[str] = ..., rule: _Optional[str] = ..., saturation: _Optional[_Union[Saturation, _Mapping]] = ..., plan: _Optional[str] = ..., prefill: _Optional[_Union[Decision, _Mapping]] = ..., encode: _Optional[_Union[Decision, _Mapping]] = ..., failures: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("plugin", "reason")
+    PLUGIN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    plugin: str
+    reason: str
+    def __init__(self, plugin: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Saturation(_message.Message):
     __slots__ = ("value", "endpoints", "unknown")

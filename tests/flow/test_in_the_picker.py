@@ -24,8 +24,9 @@ from epp.flow.policies import NO_POLICIES, Policies, Rule, Target
 from epp.flow.saturation import Concurrency, Counted, Detector, Saturation, Utilization
 from epp.headers import Headers
 from epp.pb import decision_pb2
-from epp.picker import Outcome, Picker, PickerOptions, Ticket
+from epp.picker import Picker, PickerOptions
 from epp.telemetry.views import decisions
+from epp.ticket import Outcome, Ticket
 from tests.contract.transport import QUEUE_ALONE
 from tests.extproc import oracle
 from tests.watching import Watch
