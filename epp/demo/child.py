@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -23,6 +24,8 @@ from pathlib import Path
 from epp.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1
+PORTS = range(10_000, 32_000)
+"""Linux gives those from 32,768 on to whoever asks for any, other systems those from 49,152 on."""
 
 
 class Child:
@@ -118,10 +121,24 @@ async def child(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now, and that nobody is likely to take before a child does."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+    """Ports that nobody listens on now, and that nobody is likely to take before a child does: none of those that the
+    kernel gives to whoever asks for any, or to connections.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = secrets.choice(PORTS)
+        if _is_free(port):
+            found.add(port)
+    return list(found)
+
+
+def _is_free(port: int) -> bool:
+    family, host = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
+    try:
+        with socket.create_server((host, port), family=family, dualstack_ipv6=family is socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 def _die_with_parent(parent: int) -> Callable[[], None] | None:

@@ -29,8 +29,10 @@ Slots = npt.NDArray[np.int64]
 
 GAUGES: Final = ("waiting", "running", "kv_usage")
 """Told by pages; unknown once the page is older than the freshness limit."""
-FACTS: Final = ("kv_blocks", "block_size", "max_lora", "prompt_tokens", "prompts")
+FACTS: Final = ("kv_blocks", "block_size", "max_lora")
 """Told by pages too, but properties of the server: the last value holds until another is told."""
+TOTALS: Final = ("prompt_tokens", "prompts")
+"""Likewise, but they only say something by how they grow: nothing for plugins."""
 COUNTS: Final = ("inflight", "inflight_tokens")
 """Our own counts, always known."""
 
@@ -88,7 +90,7 @@ class Columns:
 
     def __init__(self, freshness: float, attributes: Mapping[str, float]) -> None:
         self.freshness = freshness
-        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
+        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *TOTALS, *COUNTS)}
         self._told_waiting: Floats = np.empty(0)  # the page's alone; the column has what was sent since on top
         self._page_at: Floats = np.empty(0)
         self._attributes = {name: Attribute(limit) for name, limit in attributes.items()}
@@ -147,7 +149,7 @@ class Columns:
         self._set("waiting", slot, waiting + recent)
         self._set("running", slot, math.nan if page.running is None else page.running)
         self._set("kv_usage", slot, math.nan if page.kv_usage is None else page.kv_usage)
-        for name in FACTS:
+        for name in (*FACTS, *TOTALS):
             value = getattr(page, name)
             if value is not None:
                 self._set(name, slot, value)

@@ -210,7 +210,7 @@ class EndpointTable:
         return self._columns.told(name, slots)
 
     def fact(self, name: str, slot: int) -> float:
-        """One of FACTS of one slot; NaN: never told."""
+        """One of FACTS or TOTALS of one slot; NaN: never told."""
         return self._columns.one(name, slot)
 
     def page_at(self, slot: int) -> float:
