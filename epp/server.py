@@ -75,70 +75,87 @@ class Server:
     def __init__(self, flags: ServeFlags) -> None:
         """Build everything; nothing runs yet. Raises ConfigError."""
         self._flags = flags
-        settings = self._settings = read_settings(flags)
-        watch = FileWatch(Path(flags.config_file)) if flags.config_file else None
+        self._settings = read_settings(flags)
+        watch = FileWatch(Path(flags.config_file)) if flags.config_file else None  # before it is read
         config = read_config(flags)
         log.set_up(flags.zap_encoder, flags.v)
         unheard = flags.without_effect(kubernetes=config.discovery is None, pages=config.pages.metrics is not None)
         for warning in (*unheard, *config.warnings):
             logger.warning(warning)
-        now = self._now = time.monotonic
-        rng = random.Random(settings.seed)
-        problems = self._problems = log.Problems(logger)
+        self._now = time.monotonic
+        self._problems = log.Problems(logger)
         self._renewals: list[tls.Renewal] = []
+        self._stopping = asyncio.Event()
+        self.metrics = Metrics(self._problems)
 
-        self.metrics = Metrics(problems)
-        running = self._running = Running(config, rng)
-        pages = fetched(config.pages, read_metrics_source(flags), settings.scrape_interval, settings.freshness)
+        self._build_picker(config)
+        self._build_signals(config)
+        self._build_ports()
+        self._reload = None if watch is None else self._follow(watch, config)
+        self._build_pages(config)
+
+    def _build_picker(self, config: Config) -> None:
+        """The pure whole, and what it knows."""
+        flags, settings = self._flags, self._settings
+        running = self._running = Running(config, random.Random(settings.seed))
+        self._fetched = fetched(config.pages, read_metrics_source(flags), settings.scrape_interval, settings.freshness)
         table = self._table = EndpointTable(
-            freshness=pages.freshness, attributes=pages.attributes, on_forget=lambda slot: picker.forget(slot)
+            freshness=self._fetched.freshness,
+            attributes=self._fetched.attributes,
+            on_forget=lambda slot: self._picker.forget(slot),
         )
-        ejection = Ejection(table, EjectionParams())
+        self._ejection = Ejection(table, EjectionParams())
         options = PickerOptions(
             not flags.disable_endpoint_subset_filter,
             emit_scores=flags.emit_endpoint_scores,
             detector=running.detector,
         )
         drawn = random.Random(settings.seed)
-        picker = self._picker = Picker(
-            table, running.scheduler, ejection, self.metrics, time.perf_counter, options, drawn
-        )
+        self._picker = Picker(table, running.scheduler, self._ejection, self.metrics, time.perf_counter, options, drawn)
 
-        spread = random.Random(settings.seed)  # its own, so that scraping changes no decision
-        scraper = self._scraper = Scraper(table, spread, pages.sources, clock=now)
+    def _build_signals(self, config: Config) -> None:
+        """Who says which endpoints there are, and what their pages say."""
+        flags, problems = self._flags, self._problems
+        spread = random.Random(self._settings.seed)  # its own, so that scraping changes no decision
+        self._scraper = Scraper(self._table, spread, self._fetched.sources, clock=self._now)
         elected = config.discovery is None and flags.ha_enable_leader_election
         health = self._health = Health(elected=elected)
-        self._stopping = asyncio.Event()
         self._discovery: FileDiscovery | KubeDiscovery
         if config.discovery is not None:
-            self._discovery = FileDiscovery(
-                config.discovery.path, config.discovery.watch_file, table, now, on_sync=health.set_ready
-            )
-        else:
-            scope = read_scope(flags)
-            self._discovery = KubeDiscovery(
-                scope,
-                table,
-                now=now,
-                rng=spread,
-                on_policies=self._take_policies,
-                on_sync=health.set_ready,
-                failed=lambda path, error: problems.tell(path, "the API server: %s: %s", path, error),
-                candidate=read_candidate(flags, scope),
-                on_lead=self._lead,
-            )
-        methods: dict[str, OpenCall] = {
-            PROCESS: lambda peer, push, began: Conversation(picker, settings.limits, peer, began)
-        }
-        if flags.health_checking:
+            path, follows = config.discovery.path, config.discovery.watch_file
+            self._discovery = FileDiscovery(path, follows, self._table, self._now, on_sync=health.set_ready)
+            return
+        scope = read_scope(flags)
+        self._discovery = KubeDiscovery(
+            scope,
+            self._table,
+            now=self._now,
+            rng=spread,
+            on_policies=self._take_policies,
+            on_sync=health.set_ready,
+            failed=lambda path, error: problems.tell(path, "the API server: %s: %s", path, error),
+            candidate=read_candidate(flags, scope),
+            on_lead=self._lead,
+        )
+
+    def _build_ports(self) -> None:
+        """ext_proc, and health with EDS beside it."""
+        picker, limits = self._picker, self._settings.limits
+        methods: dict[str, OpenCall] = {PROCESS: lambda peer, push, began: Conversation(picker, limits, peer, began)}
+        if self._flags.health_checking:
             methods.update(self._health.methods())
-        transport = self._transport = self._carrier(flags, methods)
-        self._eds = Eds(table, problems)
-        self._health_port = self._carrier(flags, {**self._health.methods(), **self._eds.methods()})
-        self._reload = reload = None if watch is None else self._follow(watch, config)
+        self._transport = self._carrier(methods)
+        self._eds = Eds(self._table, self._problems)
+        self._health_port = self._carrier({**self._health.methods(), **self._eds.methods()})
+
+    def _build_pages(self, config: Config) -> None:
+        """The metrics port, and who may read it."""
+        flags, now, problems = self._flags, self._now, self._problems
+        picker, table, ejection, running = self._picker, self._table, self._ejection, self._running
+        scraper, transport, reload = self._scraper, self._transport, self._reload
         sources = Sources(
             table,
-            settings.pool,
+            self._settings.pool,
             now,
             version("epp"),
             scrape_errors=lambda: scraper.counts.errors,
@@ -149,7 +166,6 @@ class Server:
             if flags.enable_grpc_stream_metrics
             else None,
             breaches=lambda: transport.breaches,
-            detector=running.detector,
             reloads=None if reload is None else lambda: (reload.taken, reload.refused),
         )
         asks = config.discovery is None and flags.metrics_endpoint_auth is not False
@@ -164,9 +180,9 @@ class Server:
             None if self._reviews is None else Guard(self._reviews.review, now),
         )
 
-    def _carrier(self, flags: ServeFlags, methods: Methods) -> Transport:
+    def _carrier(self, methods: Methods) -> Transport:
         settings = self._settings
-        if flags.transport == "wire":
+        if self._flags.transport == "wire":
             return WireTransport(methods, settings.http2, self._now)
         receive, send = settings.max_receive_bytes, settings.max_send_bytes
         return GrpcioTransport(methods, self._now, max_receive_bytes=receive, max_send_bytes=send)
@@ -285,8 +301,8 @@ class Server:
 
 
 def _spare_the_collector() -> None:
-    """What start-up made stays, so no collection looks at it again (24 ms of the loop each, measured); and the index of
-    200,000 prompts takes 63 ms to look through, for a dozen cycles in 45,000 requests: once in millions is enough."""
+    """What start-up made stays, so no collection looks at it again (24 ms of the loop each, measured); and of what
+    comes later a dozen objects in 45,000 requests are cycles: to look through all once in millions is enough."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 1_000)
