@@ -16,10 +16,8 @@ seed gives the same figures on any machine, and fleets of GPUs fit.
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -28,18 +26,13 @@ import cyclopts
 import msgspec
 
 from bench import report
-from epp import dialects
-from epp.config.build import build
 from epp.config.load import load
-from epp.endpoints.ejection import Ejection, EjectionParams
-from epp.endpoints.table import Endpoint, EndpointTable, Page
-from epp.load.results import percentile
-from epp.picker import Picker, PickerOptions
-from epp.sim import text
-from epp.sim.profile import EngineProfile, load_profile
-from epp.sim.vllm import Engine, EngineRequest, Step
-from epp.sim.workload import DEMO, NO_SHARING, Arrival, Prompts, Workload
-from epp.ticket import Outcome, Ticket
+from epp.sim import world as sim
+from epp.sim.figures import measured
+from epp.sim.policies import RoundRobin, Routed
+from epp.sim.profile import load_profile
+from epp.sim.workload import DEMO, NO_SHARING, Prompts, Workload
+from epp.sim.world import Asked, Stage
 from tests.watching import Watch
 
 CONFIG: Final = """
@@ -59,14 +52,6 @@ schedulingProfiles:
   - {pluginRef: lora-affinity-scorer, weight: 1}
 """
 """The default weights, and the demo's for adapters."""
-HEADERS: Final = ((":method", b"POST"), (":path", b"/v1/chat/completions"), ("content-type", b"application/json"))
-ANSWERED: Final = ((":status", b"200"),)
-INTERVAL: Final = 0.05
-"""Seconds between two pages of one server for one picker, `--refresh-metrics-interval`."""
-LONG_AGO: Final = -1000.0
-"""When the servers joined: nobody starts slowly."""
-SAMPLE: Final = 0.1
-"""Seconds between two looks at how the requests are spread."""
 WARM: Final = 20.0
 """Seconds of arrivals that are not measured, for caches and indexes are empty at first."""
 SLOWLY: Final = 3.0
@@ -120,155 +105,73 @@ class Figures(msgspec.Struct, frozen=True):
     """Requests on the fullest server, of the mean of all; averaged over time. 1: spread evenly."""
 
 
-class Request(msgspec.Struct):
-    """One request on its way."""
+class Several:
+    """Pickers to which requests go in turn; none knows of the others."""
 
-    number: int
-    came_at: float
-    server: int
-    picker: Picker | None
-    ticket: Ticket | None
-    ttft: float = 0.0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
+    def __init__(self, pickers: Sequence[Routed]) -> None:
+        self.pickers = pickers
+
+    def begin(self, world: sim.World) -> None:
+        for picker in self.pickers:
+            picker.begin(world)
+
+    def choose(self, asked: Asked, now: float) -> int:
+        return self._picker(asked).choose(asked, now)
+
+    def answered(self, asked: Asked, now: float) -> None:
+        self._picker(asked).answered(asked, now)
+
+    def ended(self, asked: Asked, now: float) -> None:
+        self._picker(asked).ended(asked, now)
+
+    def _picker(self, asked: Asked) -> Routed:
+        return self.pickers[asked.number % len(self.pickers)]
 
 
 class World:
-    """Engines, pickers and virtual time."""
+    """A case under so many pickers."""
 
     def __init__(self, case: Case, pickers: int, seed: int) -> None:
-        profile: EngineProfile = load_profile(case.profile)
-        self.requests: dict[str, Request] = {}
-        self.spread: list[float] = []
+        """
+        Args:
+            pickers: 0: round robin.
+        """
         self.watches = [Watch() for _ in range(pickers)]
+        pages = random.Random(seed)
+        routed = [
+            Routed(load(CONFIG), random.Random(f"{seed}/{at}"), pages, lag=0.0, observer=watch)
+            for at, watch in enumerate(self.watches)
+        ]
+        self.pickers = [each.picker for each in routed]
         self._case = case
-        self._profile = profile
-        self._engines = [Engine(profile) for _ in range(case.servers)]
-        self._is_stepping = [False] * case.servers
-        self._addresses = [f"10.0.0.{number + 1}:8000" for number in range(case.servers)]
-        self._rng = random.Random(seed)
+        self._pickers = pickers
         self._seed = seed
-        self.pickers = [self._picker(random.Random(f"{seed}/{at}"), watch) for at, watch in enumerate(self.watches)]
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._pushed = 0
-        self._measured_from = 0.0
-        self._ends_at = 0.0
+        policy = Several(routed) if routed else RoundRobin(random.Random(seed))
+        self._world = sim.World([load_profile(case.profile)] * case.servers, policy, case.workload, seed)
 
     def run(self, seconds: float) -> World:
         """Send what comes within so many seconds, after what comes before that slowly; wait for every answer."""
-        self._measured_from = WARM * SLOWLY
-        self._ends_at = self._measured_from + seconds
-        for arrival in self._case.workload.arrivals(self._seed, WARM + seconds, self._case.rate):
-            at = arrival.at * SLOWLY if arrival.at < WARM else arrival.at - WARM + self._measured_from
-            self._at(at, partial(self._send, arrival))
-        for picker in self.pickers:
-            for server in range(len(self._engines)):
-                self._scrape(picker, server, 0.0)
-        self._at(self._measured_from, self._look)
-        while self._events:
-            now, _, happens = heapq.heappop(self._events)
-            happens(now)
+        warm = Stage(self._case.rate / SLOWLY, WARM * SLOWLY, warm_up=True)
+        self._world.run((warm, Stage(self._case.rate, seconds)), waits=False)
         return self
+
+    @property
+    def requests(self) -> Sequence[Asked]:
+        return self._world.asked
 
     def figures(self) -> Figures:
         """Of the requests that came when caches were warm."""
-        seen = [request for request in self.requests.values() if request.came_at >= self._measured_from]
-        ttfts = [request.ttft for request in seen]
-        p50, p90 = percentile(ttfts, 0.5), percentile(ttfts, 0.9)
-        assert p50 is not None
-        assert p90 is not None
-        cached = sum(request.cached_tokens for request in seen) / sum(request.prompt_tokens for request in seen)
-        spread = fmean(self.spread)
-        return Figures(self._case.name, len(self.pickers), self._seed, len(seen), p50, p90, cached, spread)
-
-    # -- what happens ---------------------------------------------------------------------------------------------
-
-    def _at(self, at: float, happens: Callable[[float], None]) -> None:
-        self._pushed += 1
-        heapq.heappush(self._events, (at, self._pushed, happens))
-
-    def _picker(self, rng: random.Random, watch: Watch) -> Picker:
-        table = EndpointTable()
-        for number, address in enumerate(self._addresses):
-            table.put(Endpoint(f"default/server-{number}", address), LONG_AGO)
-        scheduler = build(load(CONFIG), rng)
-        return Picker(table, scheduler, Ejection(table, EjectionParams()), watch, lambda: 0.0, PickerOptions())
-
-    def _scrape(self, picker: Picker, server: int, now: float) -> None:
-        """One page, and the next after the interval."""
-        table, stats = picker.table, self._engines[server].stats()
-        slot = table.slot_at(self._addresses[server])
-        assert slot is not None
-        page = Page(
-            waiting=stats.waiting,
-            running=stats.running,
-            kv_usage=stats.kv_usage,
-            kv_blocks=self._profile.kv_blocks,
-            block_size=self._profile.block_size,
-            max_lora=self._profile.max_lora,
-            running_adapters=stats.running_adapters,
-            waiting_adapters=stats.waiting_adapters,
+        whole = measured(self._world).whole
+        return Figures(
+            self._case.name,
+            self._pickers,
+            self._seed,
+            int(whole.requests),
+            whole.ttft_p50_s,
+            whole.ttft_p90_s,
+            whole.cached_share,
+            whole.balance,
         )
-        table.page_asked(slot)
-        table.page_told(slot, table.generation(slot), page, now)
-        if now < self._ends_at:
-            self._at(now + INTERVAL * self._rng.uniform(0.9, 1.1), partial(self._scrape, picker, server))
-
-    def _send(self, arrival: Arrival, now: float) -> None:
-        number = len(self.requests)
-        request = Request(number, now, number % len(self._engines), None, None)
-        if self.pickers:
-            picker = request.picker = self.pickers[number % len(self.pickers)]
-            request.ticket, _ = picker.decide(dialects.read(HEADERS, _body(arrival)), None, now, now)
-            request.server = self._addresses.index(request.ticket.endpoint.address)
-        asked = self._engine_request(str(number), arrival)
-        request.prompt_tokens = asked.prompt_tokens
-        self.requests[asked.id] = request
-        self._engines[request.server].submit(asked)
-        if not self._is_stepping[request.server]:
-            self._begin_step(request.server, now)
-
-    def _engine_request(self, name: str, arrival: Arrival) -> EngineRequest:
-        prompt = text.chat_prompt(arrival.messages)
-        whole = text.with_answer(prompt, arrival.max_tokens - 1)
-        adapter = "" if arrival.model == self._case.workload.model else arrival.model
-        keys = text.block_keys(whole, self._profile.block_size, adapter)
-        return EngineRequest(name, text.count_tokens(prompt), arrival.max_tokens, keys, adapter)
-
-    def _begin_step(self, server: int, now: float) -> None:
-        step = self._engines[server].step()
-        self._is_stepping[server] = step is not None
-        if step is not None:
-            self._at(now + step.duration, partial(self._end_step, server, step))
-
-    def _end_step(self, server: int, step: Step, now: float) -> None:
-        for name, cached in step.admitted:
-            self.requests[name].cached_tokens = cached
-        for name in step.first:
-            request = self.requests[name]
-            request.ttft = now - request.came_at
-            if request.picker is not None and request.ticket is not None:
-                served = self._addresses[server]
-                request.picker.response_started(request.ticket, ANSWERED, served, now, bodies_seen=False)
-        for name in step.finished:
-            request = self.requests[name]
-            if request.picker is not None and request.ticket is not None:
-                request.picker.finish(request.ticket, Outcome.COMPLETE, now)
-                request.ticket = None
-        self._begin_step(server, now)
-
-    def _look(self, now: float) -> None:
-        """How are the requests spread?"""
-        counts = [len(engine) for engine in self._engines]
-        if any(counts):
-            self.spread.append(max(counts) / fmean(counts))
-        if now < self._ends_at:
-            self._at(now + SAMPLE, self._look)
-
-
-def _body(arrival: Arrival) -> bytes:
-    messages = [{"role": role, "content": content} for role, content in arrival.messages]
-    return msgspec.json.encode({"model": arrival.model, "messages": messages, "max_tokens": arrival.max_tokens})
 
 
 def row(runs: Sequence[Figures]) -> tuple[str, ...]:

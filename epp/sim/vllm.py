@@ -70,6 +70,22 @@ class Stats(msgspec.Struct, frozen=True):
     preemptions: int
     running_adapters: tuple[str, ...]
     waiting_adapters: tuple[str, ...]
+    prompts: int = 0
+    """Requests that got their last token, ever."""
+    prompt_tokens: int = 0
+    """Of their prompts."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What an engine does besides what waits; no page says so much."""
+
+    decodes: int
+    context: int
+    """Tokens of context of all that decode."""
+    prefilling: str
+    """The request whose prompt is computed in part; empty: there is none."""
+    prefilled: int
+    """Tokens of that prompt that are computed or were cached."""
 
 
 class _Sequence:
@@ -143,7 +159,7 @@ class Engine:
         """Adapters in the batch."""
         self._loaded: OrderedDict[str, None] = OrderedDict()
         """Adapters on the GPU, the one used longest ago first."""
-        self._queries = self._hits = self._preemptions = 0
+        self._queries = self._hits = self._preemptions = self._prompts = self._prompt_tokens = 0
 
     def __repr__(self) -> str:
         return (
@@ -211,7 +227,7 @@ class Engine:
 
     def stats(self) -> Stats:
         """The engine as it is during the current step."""
-        waiting = {sequence.request.adapter for sequence in self._waiting} - {""}
+        waiting = {sequence.request.adapter for sequence in self._waiting} - {""} if self._waiting else ()
         return Stats(
             waiting=len(self._waiting),
             running=len(self._running),
@@ -221,7 +237,28 @@ class Engine:
             preemptions=self._preemptions,
             running_adapters=tuple(sorted(self._adapters)),
             waiting_adapters=tuple(sorted(waiting)),
+            prompts=self._prompts,
+            prompt_tokens=self._prompt_tokens,
         )
+
+    def load(self) -> Load:
+        """What runs now, for whoever knows everything."""
+        unfinished = self._prefilling
+        return Load(
+            decodes=len(self._decoding),
+            context=self._context,
+            prefilling="" if unfinished is None else unfinished.request.id,
+            prefilled=0 if unfinished is None else unfinished.computed,
+        )
+
+    def steps_until(self, blocks: int) -> int:
+        """Steps until requests that decode now have given so many blocks back; 0: they never will, all together."""
+        ends = sorted((each.since + each.steps_left, len(each.held)) for each in self._decoding.values())
+        for at, held in ends:
+            blocks -= held
+            if blocks <= 0:
+                return at - self._number
+        return 0
 
     # -- the parts of a step -------------------------------------------------------------------------------------
 
@@ -229,22 +266,26 @@ class Engine:
         """Take out who got its last token: its blocks, the answer's included, can be found again."""
         for sequence in self._finishing:
             self._name_last(sequence, sequence.length + sequence.steps_left)
+            self._prompts += 1
+            self._prompt_tokens += sequence.request.prompt_tokens
             del self._all[sequence.request.id]
             self._leave_batch(sequence)
         self._finishing = []
 
     def _grow_decodes(self) -> bool:
         """Give a block to everyone whose last one is full. False: somebody was preempted."""
-        nobody_preempted = True
+        nobody_preempted, size = True, self.profile.block_size
         for sequence in self._grow_at.pop(self._number, ()):
             if not sequence.alive:
                 continue
-            self._name_last(sequence, sequence.length + self._number - sequence.since - 1)
-            while sequence.alive and not self.blocks.grow(sequence.held, 1):
+            keys, full = sequence.request.keys, (sequence.length + self._number - sequence.since - 1) // size
+            has_block = self.blocks.go_on(sequence.held, keys[full - 1] if full <= len(keys) else None)
+            while not has_block and sequence.alive:
                 self._preempt_last()
                 nobody_preempted = False
+                has_block = sequence.alive and self.blocks.grow(sequence.held, 1)
             if sequence.alive:
-                self._plan_growth(sequence, self._number + self.profile.block_size)
+                self._plan_growth(sequence, self._number + size)
         return nobody_preempted
 
     def _go_on_prefilling(self, batch: _Batch) -> bool:

@@ -2,8 +2,9 @@
 
 In: a seed, a duration, a rate. Out: `Arrival`s in the order of time.
 Rules here:
-- Open loop: arrivals are a Poisson process and wait for nobody's answer. A chat's next turn comes a think time after
-  this one, with the answer that every simulated server gives (`text.words`), whether it has come by then or not.
+- Open loop: arrivals are a Poisson process, or as even or bursty as a tenant says, and wait for nobody's answer. A
+  chat's next turn comes a think time after this one, with the answer that every simulated server gives (`text.words`),
+  whether it has come by then or not.
 - Every tenant draws from its own generator: adding one changes nothing for the others.
 - Lengths are exact, in tokens of 4 bytes, what the chat template adds included.
 - Chats begin before the start, so that all turns of a chat are as frequent in the first second as in the last.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
+from itertools import count, cycle
 from random import Random
 from typing import Final
 
@@ -55,16 +57,42 @@ class Prompts(msgspec.Struct, frozen=True):
     output_tokens: int
     models: tuple[str, ...] = ()
     """Model or adapter of group 0, 1, …, and again from the first; empty: the workload's model."""
+    in_turn: bool = False
+    """Every prompt is asked once before any is asked again, in one shuffled order: inference-perf's way. Else each is
+    drawn by itself. Needs `questions`."""
+    variation: float = 1.0
+    """Coefficient of variation of the time between two requests. 0: even; 1: Poisson; more: bursts (Gamma)."""
 
     def arrivals(self, rng: Random, rate: float, duration: float, model: str, tag: str) -> Iterator[Arrival]:
-        at, number = rng.expovariate(rate), 0
+        prompts = self._prompts(rng, model, tag)
+        at = self._gap(rng, rate)
         while at < duration:
+            asks, session, messages = next(prompts)
+            yield Arrival(at, self.tenant, asks, messages, self.output_tokens, session)
+            at += self._gap(rng, rate)
+
+    def _gap(self, rng: Random, rate: float) -> float:
+        """Seconds to the next request."""
+        if self.variation == 1.0:
+            return rng.expovariate(rate)
+        squared = self.variation**2
+        return rng.gammavariate(1 / squared, squared / rate) if squared else 1 / rate
+
+    def _prompts(self, rng: Random, model: str, tag: str) -> Iterator[tuple[str, str, tuple[tuple[str, str], ...]]]:
+        """Model, session and messages of one request after the other."""
+        if self.in_turn:
+            every = [(group, asked) for group in range(self.groups) for asked in range(self.questions)]
+            rng.shuffle(every)
+            yield from cycle([self._prompt(group, asked, model, tag) for group, asked in every])
+        for number in count():
             group = rng.randrange(self.groups)
             asked = rng.randrange(self.questions) if self.questions else number
-            name = f"{tag}-{self.tenant}-{group}"
-            asks = self.models[group % len(self.models)] if self.models else model
-            yield Arrival(at, self.tenant, asks, self._messages(name, asked), self.output_tokens, session=name)
-            at, number = at + rng.expovariate(rate), number + 1
+            yield self._prompt(group, asked, model, tag)
+
+    def _prompt(self, group: int, asked: int, model: str, tag: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        name = f"{tag}-{self.tenant}-{group}"
+        asks = self.models[group % len(self.models)] if self.models else model
+        return asks, name, self._messages(name, asked)
 
     def _messages(self, name: str, asked: int) -> tuple[tuple[str, str], ...]:
         question = self.question_tokens - _HEADER["user"] - _HEADER["assistant"]

@@ -20,7 +20,7 @@ def figures() -> dict[int, Figures]:
 
 def test_every_request_is_answered_and_counted_out_by_the_picker_that_sent_it() -> None:
     world = run(3)
-    assert all(request.ttft > 0 for request in world.requests.values())
+    assert all(request.ttft > 0 for request in world.requests)
     for number, picker in enumerate(world.pickers):
         watch = world.watches[number]
         watch.check()
@@ -44,6 +44,6 @@ def test_what_one_picker_gains_on_round_robin_four_lose_a_part_of(figures: dict[
 def test_requests_in_turn_are_spread_evenly_only_by_number() -> None:
     """Round robin gives each server as many requests; how long they stay is the servers' matter."""
     world = run(0)
-    counts = [sum(request.server == server for request in world.requests.values()) for server in range(4)]
+    counts = [sum(request.server == server for request in world.requests) for server in range(4)]
     assert max(counts) - min(counts) <= 1
     assert world.figures().imbalance >= 1.0

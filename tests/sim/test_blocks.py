@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+from hypothesis import given
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from epp.sim.blocks import BlockPool
@@ -141,3 +142,27 @@ class Blocks(RuleBasedStateMachine):
 
 
 TestBlocks = Blocks.TestCase
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(0, 5))), max_size=40))
+def test_going_on_is_naming_the_last_block_and_taking_one_more(steps: list[tuple[int, int | None]]) -> None:
+    """Three requests in two pools of six blocks: one pool goes on, the other names and grows."""
+    pools = BlockPool(6), BlockPool(6)
+    held: tuple[list[list[int]], list[list[int]]] = ([[], [], []], [[], [], []])
+    for pool, requests in zip(pools, held, strict=True):
+        for request in requests:
+            pool.grow(request, 1)
+    for who, key in steps:
+        one, other = held[0][who], held[1][who]
+        if not one:  # it gave everything back
+            assert pools[0].grow(one, 1) == pools[1].grow(other, 1)
+            continue
+        has = pools[0].go_on(one, key)
+        pools[1].name(other, len(other) - 1, () if key is None else (key,))
+        assert has == pools[1].grow(other, 1)
+        if not has:
+            pools[0].release(one)
+            pools[1].release(other)
+        assert one == other
+        assert (pools[0].used, pools[0].free) == (pools[1].used, pools[1].free)
+        assert [pools[0].match([key]) for key in range(6)] == [pools[1].match([key]) for key in range(6)]

@@ -1,0 +1,135 @@
+"""What a person reads of an experiment: tables.
+
+In: outcomes. Out: rich tables, 120 columns and more.
+Rules here: with several seeds a figure is its mean and half the width of its 95 % interval; the second table holds each
+policy against the first one, seed by seed; and a difference that its interval does not exclude says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import PurePath
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from epp.sim.experiment import Outcome
+from epp.sim.figures import Figures, interval, paired
+from epp.sim.scenarios import BUILT_IN, TRACED, Scenario
+
+NOTE = (
+    "Times are seconds without what no router can change: HTTP and the tokenizer take about {floor:.2f} s more a "
+    "request.\ngood: of all requests, refused ones too, those with a first token within 2 s and then one each 25 ms. "
+    "fullest: requests on\nthe fullest server by the mean of all."
+)
+
+
+@contextmanager
+def progress(runs: int) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal, where there is one; call what is yielded after each run."""
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal)
+    with bar:
+        task = bar.add_task("simulating", total=runs)
+        yield lambda: bar.advance(task)
+
+
+def tables(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Iterator[Table | str]:
+    """All there is to read, in order."""
+    yield _whole(scenario, servers, outcomes)
+    yield _answers(outcomes)
+    if len(outcomes[0].runs[0].stages) > 1:
+        yield _stages(outcomes)
+    if len(outcomes) > 1:
+        yield _differences(outcomes)
+    yield NOTE.format(floor=outcomes[0].mean.whole.floor_s)
+
+
+def listed() -> Table:
+    """What can be simulated."""
+    table = Table("workload", "what it is", "servers", "engine", title="Workloads", title_justify="left")
+    for each in BUILT_IN.values():
+        table.add_row(each.name, each.about, f"{each.servers}", each.engine)
+    for name, about in TRACED.items():
+        table.add_row(name, about, "8", "qwen3-32b-h100-tp2")
+    return table
+
+
+def _numbers(title: str, texts: int, *columns: str) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for column in table.columns[texts:]:
+        column.justify = "right"
+    return table
+
+
+def _whole(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Table:
+    runs = outcomes[0].runs
+    title = f"{scenario.name}: {runs[0].whole.requests:,.0f} requests, {servers} servers, {len(runs)} seed(s)"
+    columns = ("TTFT mean", "p50", "p90", "p99", "tok/s", "good", "cached", "fullest", "failed")
+    table = _numbers(title, 1, "policy", *columns)
+    for outcome in outcomes:
+        whole = [run.whole for run in outcome.runs]
+        table.add_row(
+            short(outcome.name),
+            *(_told(whole, name, 3) for name in ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s")),
+            _told(whole, "output_tok_s", 0),
+            *(_told(whole, name, 3) for name in ("goodput_share", "cached_share")),
+            _told(whole, "balance", 2),
+            _told(whole, "failed", 0),
+        )
+    return table
+
+
+def _answers(outcomes: Sequence[Outcome]) -> Table:
+    columns = ("ITL p50", "p90", "p99", "E2E p50", "p90", "p99")
+    table = _numbers("Between two tokens in ms, and from the request to the last one in s", 1, "policy", *columns)
+    for outcome in outcomes:
+        whole = [run.whole for run in outcome.runs]
+        table.add_row(
+            short(outcome.name),
+            *(_told(whole, name, 1, 1000.0) for name in ("itl_p50_s", "itl_p90_s", "itl_p99_s")),
+            *(_told(whole, name, 1) for name in ("e2e_p50_s", "e2e_p90_s", "e2e_p99_s")),
+        )
+    return table
+
+
+def _stages(outcomes: Sequence[Outcome]) -> Table:
+    columns = [short(outcome.name) for outcome in outcomes]
+    table = _numbers("By stage: TTFT mean / p90, tok/s", 0, "rate", *columns)
+    means = [outcome.mean.stages for outcome in outcomes]
+    for row in zip(*means, strict=True):
+        cells = [f"{each.ttft_mean_s:.3f} / {each.ttft_p90_s:.3f}  {each.output_tok_s:,.0f}" for _, each in row]
+        table.add_row(f"{row[0][0]:g}", *cells)
+    return table
+
+
+def _differences(outcomes: Sequence[Outcome]) -> Table:
+    base = outcomes[0]
+    title = f"Against {short(base.name)}, seed by seed"
+    table = _numbers(title, 1, "policy", "TTFT mean", "TTFT p90", "E2E p90", "tok/s", "good")
+    names = ("ttft_mean_s", "ttft_p90_s", "e2e_p90_s", "output_tok_s", "goodput_share")
+    for outcome in outcomes[1:]:
+        table.add_row(short(outcome.name), *(_difference(base, outcome, name) for name in names))
+    return table
+
+
+def _difference(base: Outcome, other: Outcome, name: str) -> str:
+    if not any(getattr(run.whole, name) for run in base.runs):
+        return "-"
+    more, half = paired(*([getattr(run.whole, name) for run in each.runs] for each in (base, other)))
+    if len(base.runs) == 1:
+        return f"x {1 + more:.3g}"
+    return f"x {1 + more:.3g} ± {half:.2g}{'' if abs(more) > half else ', may be none'}"
+
+
+def _told(figures: Sequence[Figures], name: str, digits: int, scale: float = 1.0) -> str:
+    values = [scale * getattr(each, name) for each in figures]
+    half = interval(values)
+    told = f"{sum(values) / len(values):,.{digits}f}"
+    return f"{told} ± {half:,.{digits}f}" if half else told
+
+
+def short(name: str) -> str:
+    """A file's name without where it lies."""
+    return PurePath(name).name
