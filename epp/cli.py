@@ -92,6 +92,136 @@ def demo(*, seconds: float | None = None, seed: int = 0, json: bool = False) -> 
 
 
 @app.command
+def load(
+    workload: str,
+    *,
+    target: str,
+    versus: str = "",
+    rate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    seconds: float | None = None,
+    trace: str = "",
+    model: str = "",
+    seed: int = 0,
+    slo: str = "",
+    block: float = 30.0,
+    served_by: str = "x-served-by",
+    header: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    json: bool = False,
+) -> int:
+    """Send a workload to a gateway or a server, whatever has been answered, and print how it did.
+
+    Parameters
+    ----------
+    workload
+        A workload of `epp sim --list`.
+    target
+        URL of a gateway or a server that speaks OpenAI's API.
+    versus
+        A second one, which takes turns with the first.
+    rate
+        Requests a second, or 1.5x for so many times the workload's own; each one given is a stage.
+    seconds
+        Length of each stage; not given: 60, or the workload's own stages where no rate is given either.
+    trace
+        File of recorded requests, for the workloads that are one.
+    model
+        What the target calls the base model; not given: as the workload does.
+    seed
+        Seed of the workload. Servers remember prompts: take another one for each run.
+    slo
+        What a good answer keeps, "ttft=2s,itl=25ms".
+    block
+        Seconds after which two targets take turns.
+    served_by
+        Header of an answer that names the server which gave it.
+    header
+        Sent with every request, "authorization: Bearer TOKEN".
+    json
+        Print one line of JSON, and nothing else.
+    """
+    from epp.load.client import Client, parse_header
+    from epp.load.figures import parse_goal
+    from epp.load.run import PATIENCE, Run, chosen, run_and_report
+
+    source, stages = chosen(workload, trace, rate, seconds, model)
+    client = Client(answer_within=PATIENCE, served_by=served_by, headers=tuple(map(parse_header, header)))
+    targets = (target, versus) if versus else (target,)
+    run = Run(source, stages, targets, turn=block, seed=seed, goal=parse_goal(slo), client=client)
+    return _run(run_and_report(run, as_json=json))
+
+
+@app.command
+def sim(
+    workload: str = "",
+    *,
+    config: Annotated[tuple[str, ...], Parameter(negative="")] = ("default",),
+    servers: int = 0,
+    engine: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    rate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    seconds: float = 60.0,
+    output_tokens: int = 0,
+    trace: str = "",
+    seeds: int = 1,
+    list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Simulate a workload on a fleet of engines, under one policy or several, in virtual time.
+
+    Parameters
+    ----------
+    workload
+        Its name; `--list` names them all.
+    config
+        EndpointPickerConfig file, or default, round-robin, random, least-request or oracle; may be given several times.
+    servers
+        Number of servers; 0: the workload's own.
+    engine
+        Engine profile: a name in the package, or a file; several take turns. Not given: the workload's own.
+    rate
+        Requests a second, or 1.5x for so many times the workload's own, in the place of its stages; may be given
+        several times.
+    seconds
+        Length of each stage that `--rate` asks for.
+    output_tokens
+        Length of every answer; 0: the workload's own.
+    trace
+        File of requests, for workloads that need one.
+    seeds
+        Runs of each policy, with seeds 1, 2, 3 and so on.
+    list_
+        Say which workloads there are.
+    as_json
+        Print one line of JSON.
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from epp.sim.experiment import answers_of, document, fleet, policy, tried
+    from epp.sim.report import listed, progress, tables
+    from epp.sim.scenarios import at_rates, scenario
+
+    if list_ or not workload:
+        Console().print(listed())
+        return 0 if list_ else 2
+    tried_with = scenario(workload, trace)
+    tried_with = at_rates(tried_with, rate, seconds) if rate else tried_with
+    tried_with = answers_of(tried_with, output_tokens) if output_tokens else tried_with
+    plugins = _catalogue()
+    policies = [policy(name, plugins) for name in config]
+    profiles = fleet(engine or (tried_with.engine,), servers or tried_with.servers)
+    with progress(len(policies) * seeds) as done:
+        outcomes = tried(tried_with, profiles, policies, seeds, done)
+    if as_json:
+        print(dumps(document(tried_with, outcomes)))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for each in tables(tried_with, len(profiles), outcomes):
+            console.print(each)
+    return 0
+
+
+@app.command
 def validate(
     *files: str,
     form: Annotated[Literal["text", "json", "github"], Parameter(name="--format")] = "text",

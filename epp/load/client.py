@@ -5,26 +5,57 @@ Rules here:
 - A request that is late is sent late and its lateness is kept; none is skipped, and none waits for another.
 - Every request ends in exactly one result, with a kind of error or none.
 - Times to tokens are measured from when the request was due: a client that cannot keep up does not flatter the server.
-- The client measures its own event loop's lag; where that is not small, the figures are the client's.
+- The client measures its own event loop's lag (`delay.py`); where that is not small, the figures are the client's.
+- A body is written before its request is due: what it costs to write a long one makes nothing late that is alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import time
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import aiohttp
 import msgspec
 
+from epp.errors import ConfigError
+from epp.load.delay import watch_loop
 from epp.load.results import Result
+from epp.load.stream import StreamedAnswer
 from epp.sim.workload import Arrival
 
-LAG_INTERVAL: Final = 0.05
-TAIL_BYTES: Final = 2048
-"""Of an answer that are kept: usage and [DONE] are in them."""
+PATH: Final = "/v1/chat/completions"
+KEEPALIVE: Final = 4.0
+"""Seconds that an idle connection is kept: less than the 5 s after which vLLM's server closes it, as a request sent
+into a closing connection would be an error of nobody's making."""
+
+LARGE_BYTES: Final = 1 << 20
+"""Bodies over this are sent piece by piece; in one they hold up the event loop, of which aiohttp warns."""
+
+
+class Client(msgspec.Struct, frozen=True):
+    """How this client asks."""
+
+    answer_within: float = 120.0
+    """Seconds from sending to the end of the answer, then it is given up."""
+    served_by: str = "x-served-by"
+    """Header of an answer that names the server which gave it."""
+    headers: tuple[tuple[str, str], ...] = ()
+    """Sent with every request, as for authentication."""
+
+
+def parse_header(text: str) -> tuple[str, str]:
+    """Read "name: value".
+
+    Raises:
+        ConfigError: there is no name.
+    """
+    name, colon, value = text.partition(":")
+    if not name.strip() or not colon:
+        raise ConfigError(f"--header {text!r}: expected as in 'authorization: Bearer TOKEN'")
+    return name.strip(), value.strip()
 
 
 class Load:
@@ -37,8 +68,8 @@ class Load:
         self.errors = 0
         self.lateness_max = 0.0
         """Seconds that a request was sent after it was due, at most."""
-        self.lag_max = 0.0
-        """Seconds that the event loop was late, at most."""
+        self.lag: list[float] = []
+        """Seconds that the event loop was late, sampled."""
 
     def __repr__(self) -> str:
         return f"<Load [Sent: {self.sent} | In flight: {self.in_flight} | Errors: {self.errors}]>"
@@ -62,30 +93,36 @@ async def run_load(
     *,
     load: Load | None = None,
     start: float | None = None,
-    answer_within: float = 120.0,
+    client: Client = Client(),  # noqa: B008 - frozen
+    clock: Callable[[], float] = time.monotonic,
 ) -> Load:
     """Send every arrival when it is due and wait for all answers.
 
     Args:
         arrivals: in the order of time; may be endless, then the run ends when it is cancelled.
-        url: `http://host:port` of a gateway or a model server.
+        url: `http://host:port` of a gateway or a model server; a path before `/v1` is kept.
         load: filled while the run goes on; None: a new one.
-        start: `time.monotonic()` of second 0, so that several runs begin together; None: now.
-        answer_within: seconds from sending to the end of the answer, then it is given up.
+        start: `clock()` of second 0, so that several runs begin together; None: now.
+        clock: seconds from any zero.
 
     Returns:
         `load`, complete.
     """
     load = Load() if load is None else load
-    start = time.monotonic() if start is None else start
-    connector = aiohttp.TCPConnector(limit=0)
-    limits = aiohttp.ClientTimeout(total=answer_within)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=limits) as session, asyncio.TaskGroup() as tasks:
-        lag = tasks.create_task(_measure_lag(load))
+    start = clock() if start is None else start
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
+    limits = aiohttp.ClientTimeout(total=client.answer_within)
+    async with (
+        aiohttp.ClientSession(connector=connector, timeout=limits, headers=client.headers) as session,
+        asyncio.TaskGroup() as tasks,
+    ):
+        asker = _Asker(session, url.rstrip("/").removesuffix("/v1") + PATH, client, load, start, clock)
+        lag = tasks.create_task(watch_loop(clock, load.lag))
         asked = set[asyncio.Task[None]]()
         for arrival in arrivals:
-            await asyncio.sleep(max(0.0, start + arrival.at - time.monotonic()))  # late: at once, after the others
-            task = tasks.create_task(_ask(session, arrival, load, start))
+            body = _body(arrival)
+            await asyncio.sleep(max(0.0, start + arrival.at - clock()))  # late: at once, after the others
+            task = tasks.create_task(asker.ask(arrival, body))
             asked.add(task)
             task.add_done_callback(asked.discard)
         if asked:
@@ -94,21 +131,55 @@ async def run_load(
     return load
 
 
-async def _ask(session: aiohttp.ClientSession, arrival: Arrival, load: Load, start: float) -> None:
-    sent_at = time.monotonic() - start
-    load._begin(sent_at - arrival.at)
-    answer = _Answer()
-    error = "cancelled"
-    try:
-        error = await answer.read(session, arrival)
-    except TimeoutError:
-        error = "timeout"
-    except aiohttp.ClientConnectorError:
-        error = "connect"
-    except (aiohttp.ClientError, ConnectionError):
-        error = "reset"
-    finally:
-        load._end(answer.result(arrival, start, sent_at, time.monotonic() - start, error))
+class _Asker:
+    """Asks for one run."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        client: Client,
+        load: Load,
+        start: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._session, self._url, self._client, self._load = session, url, client, load
+        self._start, self._clock = start, clock
+
+    def _now(self) -> float:
+        """Seconds from the start."""
+        return self._clock() - self._start
+
+    async def ask(self, arrival: Arrival, body: bytes) -> None:
+        """Send one request, and leave its result."""
+        sent_at = self._now()
+        self._load._begin(sent_at - arrival.at)
+        answer = _Answer()
+        error = "cancelled"
+        try:
+            error = await self._read(arrival, body, answer)
+        except TimeoutError:
+            error = "timeout"
+        except aiohttp.ClientConnectorError:
+            error = "connect"
+        except (aiohttp.ClientError, ConnectionError):
+            error = "reset"
+        finally:
+            self._load._end(answer.result(arrival, sent_at, self._now(), error))
+
+    async def _read(self, arrival: Arrival, body: bytes, answer: _Answer) -> str:
+        """Returns the kind of error; empty: none."""
+        headers = {"content-type": "application/json", "x-llm-d-inference-fairness-id": arrival.tenant}
+        data = body if len(body) <= LARGE_BYTES else io.BytesIO(body)
+        async with self._session.post(self._url, data=data, headers=headers) as response:
+            answer.status = response.status
+            answer.served_by = response.headers.get(self._client.served_by, "")
+            if response.status != 200:
+                await response.read()
+                return f"http_{response.status}"
+            async for piece in response.content.iter_any():
+                answer.stream.feed(piece, self._now())
+        return answer.stream.end(self._now())
 
 
 class _Answer:
@@ -117,27 +188,11 @@ class _Answer:
     def __init__(self) -> None:
         self.status = 0
         self.served_by = ""
-        self.times: list[float] = []
-        """When pieces of the stream came."""
-        self.tail = b""
+        self.stream = StreamedAnswer()
 
-    async def read(self, session: aiohttp.ClientSession, arrival: Arrival) -> str:
-        """Returns the kind of error; empty: none."""
-        headers = {"content-type": "application/json", "x-llm-d-inference-fairness-id": arrival.tenant}
-        async with session.post("/v1/chat/completions", data=_body(arrival), headers=headers) as response:
-            self.status = response.status
-            self.served_by = response.headers.get("x-served-by", "")
-            if response.status != 200:
-                await response.read()
-                return f"http_{response.status}"
-            async for chunk in response.content.iter_any():
-                self.times.append(time.monotonic())
-                self.tail = (self.tail + chunk)[-TAIL_BYTES:]
-        return "" if self.tail.rstrip().endswith(b"data: [DONE]") else "truncated"
-
-    def result(self, arrival: Arrival, start: float, sent_at: float, ended_at: float, error: str) -> Result:
-        times, usage = self.times, read_usage(self.tail)
-        pauses = [later - earlier for earlier, later in pairwise(times)]
+    def result(self, arrival: Arrival, sent_at: float, ended_at: float, error: str) -> Result:
+        stream = self.stream
+        usage = stream.usage
         return Result(
             tenant=arrival.tenant,
             model=arrival.model,
@@ -148,45 +203,14 @@ class _Answer:
             ended_at=ended_at,
             error=error,
             status=self.status,
-            ttft=times[0] - start - arrival.at if times else None,
-            itl_mean=sum(pauses) / len(pauses) if pauses else None,
-            itl_max=max(pauses, default=None),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0,
+            ttft=None if stream.first_at is None else stream.first_at - arrival.at,
+            itl_mean=stream.itl_mean,
+            itl_max=stream.pause_max if stream.itl_mean is not None else None,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=stream.completion_tokens,
+            cached_tokens=usage.cached_tokens if usage else 0,
             served_by=self.served_by,
         )
-
-
-class CachedTokens(msgspec.Struct):
-    cached_tokens: int = 0
-
-
-class Usage(msgspec.Struct):
-    """OpenAI's, as far as it is read here."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: CachedTokens | None = None
-
-
-class _Event(msgspec.Struct):
-    usage: Usage | None = None
-
-
-_event = msgspec.json.Decoder(_Event)
-
-
-def read_usage(tail: bytes) -> Usage:
-    """Usage in the last event that has one; zeros where there is none."""
-    at = tail.rfind(b'"usage":')
-    begin = tail.rfind(b"data: ", 0, at) if at >= 0 else -1
-    if begin < 0:
-        return Usage()
-    try:
-        return _event.decode(tail[begin + len(b"data: ") :].partition(b"\n")[0]).usage or Usage()
-    except msgspec.DecodeError:
-        return Usage()
 
 
 def _body(arrival: Arrival) -> bytes:
@@ -200,10 +224,3 @@ def _body(arrival: Arrival) -> bytes:
             "stream_options": {"include_usage": True},
         }
     )
-
-
-async def _measure_lag(load: Load) -> None:
-    while True:
-        due = time.monotonic() + LAG_INTERVAL
-        await asyncio.sleep(LAG_INTERVAL)
-        load.lag_max = max(load.lag_max, time.monotonic() - due)

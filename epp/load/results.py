@@ -21,20 +21,22 @@ class Result(msgspec.Struct, frozen=True):
     ended_at: float
     error: str
     """Kind of error; empty: none. `http_<status>`, `connect`, `reset`, `timeout`, `truncated` (the answer ended before
-    its end), `cancelled` (the run was stopped)."""
+    its end), `stream_error` (the server told one in the stream), `malformed` (it is no stream of events), `cancelled`
+    (the run was stopped)."""
     status: int
     """HTTP status; 0: no answer."""
     ttft: float | None
     """From `scheduled_at` to the first event with a token; None: there was none."""
     itl_mean: float | None
-    """Between two pieces of the answer; None: fewer than two."""
+    """From the first token to the last, a token after the first; None: fewer than two."""
     itl_max: float | None
+    """Between two pieces of the answer with tokens."""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     """Prompt tokens that the server had in its cache."""
     served_by: str
-    """`x-served-by` of the answer."""
+    """Who gave the answer, as a header of it says; empty: none does."""
 
     @property
     def e2e(self) -> float:

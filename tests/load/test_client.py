@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import hypothesis.strategies as st
+import msgspec
 import pytest
-from hypothesis import given
 
-from epp.load import Load, run_load, summarize
-from epp.load.client import read_usage
+from epp.load import Client, Load, run_load, summarize
+from epp.sim.profile import EngineProfile
 from epp.sim.serve import serve_model
 from epp.sim.serve.faults import Faults
 from epp.sim.workload import Arrival, Prompts, Workload
@@ -22,10 +21,8 @@ from tests.sim.serving import client_of, metrics, post, profile, server
 pytestmark = pytest.mark.anyio
 
 SHARED = Workload("test", "tiny", 400.0, (Prompts("team", 1.0, 2, 3, 100, 40, output_tokens=5),))
-USAGE_EVENT = (
-    b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":867,"total_tokens":883,"completion_tokens":16,'
-    b'"prompt_tokens_details":{"cached_tokens":864,"created_cache_tokens":0}},"system_fingerprint":"v"}'
-)
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"the "}}]}\n\n'
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 def arrival(at: float = 0.0) -> Arrival:
@@ -94,9 +91,12 @@ async def test_refusals_and_faults_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (b"HTTP/1.1 200 OK\r\n\r\n" + USAGE_EVENT + b"\n\ndata: [DONE]\n\n", ""),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + USAGE_EVENT + b"\n\n", "truncated"),
-        (b"HTTP/1.1 200 OK\r\n\r\n", "truncated"),
+        (OK + TOKEN + b"data: [DONE]\n\n", ""),
+        (OK + TOKEN, "truncated"),
+        (OK, "truncated"),
+        (OK + b'{"choices":[]}', "truncated"),
+        (OK + TOKEN + b'data: {"error":{"message":"out of memory"}}\n\ndata: [DONE]\n\n', "stream_error"),
+        (OK + b"data: <html>\n\n", "malformed"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ndata", "reset"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\ndata\r\n", "reset"),
         (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "http_503"),
@@ -115,6 +115,54 @@ async def test_the_tenant_is_named_to_the_picker() -> None:
     assert b"\r\nx-llm-d-inference-fairness-id: team\r\n" in asked[0]
 
 
+async def test_headers_of_the_operator_are_sent_and_the_server_is_read_from_the_header_that_he_names() -> None:
+    named = b"HTTP/1.1 200 OK\r\nX-Pod: vllm-3\r\nX-Served-By: proxy\r\n\r\n" + TOKEN + b"data: [DONE]\n\n"
+    client = Client(served_by="x-pod", headers=(("authorization", "Bearer secret"),))
+    async with one_answer(named) as (url, asked):
+        load = await run_load([arrival()], f"{url}/team-a/v1/", client=client)
+    assert asked[0].startswith(b"POST /team-a/v1/chat/completions HTTP/1.1\r\n")
+    assert b"\r\nauthorization: Bearer secret\r\n" in asked[0]
+    assert [result.served_by for result in load.results] == ["vllm-3"]
+
+
+async def test_times_of_a_known_server_are_its_steps() -> None:
+    """A prompt of 140 tokens: one step of 50 ms + 140 x 1 ms = 190 ms to the first token. Then four steps of 50 ms."""
+    known = EngineProfile("known", 0.050, 0.001, 0.0, 0.0, 0.0, 64, 512, 8, 1, 0.0)
+    asked = next(SHARED.arrivals(1))
+    async with server(known) as served:
+        load = await run_load([msgspec.structs.replace(asked, at=0.0)], f"http://{served.address}")
+    (result,) = load.results
+    assert (result.error, result.prompt_tokens, result.completion_tokens) == ("", 140, 5)
+    # Nothing can be quicker than the engine; a busy machine may be slower.
+    assert result.ttft is not None
+    assert 0.190 <= result.ttft < 0.290
+    assert result.itl_mean is not None
+    assert 0.040 < result.itl_mean < 0.090
+    assert result.itl_max is not None
+    assert result.itl_max >= result.itl_mean
+    assert 0.390 <= result.e2e < 0.590
+
+
+async def test_a_server_that_reads_slowly_delays_nobody_else() -> None:
+    """It never reads a body of 16 MB, which fits no socket buffer; the others ask meanwhile and are answered."""
+    long = msgspec.structs.replace(arrival(), messages=(("user", "x" * (16 << 20)),))
+    async with never_reads() as url, server() as served:
+        slow = asyncio.create_task(run_load([long, long], url, client=Client(answer_within=1.0)))
+        load = await run_load([arrival()] * 20, f"http://{served.address}")
+        assert [result.error for result in load.results] == [""] * 20
+        assert [result.error for result in (await slow).results] == ["timeout"] * 2
+
+
+async def test_a_stream_that_is_cut_keeps_the_tokens_that_came() -> None:
+    cut = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (2 * len(TOKEN), 2 * TOKEN)
+    async with one_answer(cut) as (url, _):
+        load = await run_load([arrival()], url)
+    (result,) = load.results
+    assert (result.error, result.completion_tokens) == ("reset", 2)
+    assert result.ttft is not None
+    assert result.itl_mean == 0.0  # both came in one piece
+
+
 async def test_two_loads_with_one_start_run_side_by_side() -> None:
     engine = profile()
     async with (
@@ -129,22 +177,9 @@ async def test_two_loads_with_one_start_run_side_by_side() -> None:
     assert [load.errors for load in loads] == [0, 0]
 
 
-async def test_usage_is_read_from_the_last_event_that_has_it() -> None:
-    usage = read_usage(b'data: {"usage":{"prompt_tokens":1}}\n\n' + USAGE_EVENT + b"\n\ndata: [DONE]\n\n")
-    assert usage.prompt_tokens_details is not None
-    assert (usage.prompt_tokens, usage.completion_tokens, usage.prompt_tokens_details.cached_tokens) == (867, 16, 864)
-
-
-@given(cut=st.integers(0, len(USAGE_EVENT)))
-def test_usage_of_a_stream_cut_anywhere_is_zeros(cut: int) -> None:
-    cut_off = USAGE_EVENT[:cut]
-    assert read_usage(cut_off).prompt_tokens == (867 if cut == len(USAGE_EVENT) else 0)
-    assert read_usage(USAGE_EVENT[cut:]).prompt_tokens == (867 if cut == 0 else 0)
-
-
 async def errors(url: str, *, model: str = "tiny", answer_within: float = 5.0) -> list[str]:
     asked = Arrival(0.0, "team", model, (("user", "hi"),), 5, "s")
-    load = await run_load([asked], url, answer_within=answer_within)
+    load = await run_load([asked], url, client=Client(answer_within))
     return [result.error for result in load.results]
 
 
@@ -162,3 +197,17 @@ async def one_answer(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
     listening = await asyncio.start_server(say, "127.0.0.1", 0)
     async with listening:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", asked
+
+
+@asynccontextmanager
+async def never_reads() -> AsyncIterator[str]:
+    """A server that accepts, and of which nobody reads: its buffers fill, and that is all. Its URL."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    async with await asyncio.start_server(hold, "127.0.0.1", 0) as listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        for writer in writers:
+            writer.transport.abort()

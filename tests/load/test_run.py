@@ -1,0 +1,124 @@
+"""A whole run against simulated servers, and what may be asked of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from epp.errors import ConfigError
+from epp.load.client import Client, parse_header
+from epp.load.report import document
+from epp.load.run import Run, Watch, chosen, measure, run_and_report
+from epp.sim.serve.faults import Faults
+from epp.sim.workload import Prompts, Workload
+from epp.sim.world import Stage
+from tests.sim.serving import server
+
+pytestmark = pytest.mark.anyio
+
+SHARED = Workload("test", "tiny", 40.0, (Prompts("team", 1.0, 2, 3, 100, 40, output_tokens=5),))
+STAGES = (Stage(40.0, 0.2, warm_up=True), Stage(40.0, 0.5), Stage(80.0, 0.5))
+
+
+async def test_two_servers_are_compared_in_turns_and_both_get_the_same_requests() -> None:
+    began: list[tuple[int, int]] = []
+    async with server() as one, server() as other:
+        targets = (f"http://{one.address}", f"http://{other.address}")
+        run = Run(SHARED, STAGES, targets, turn=0.3, seed=1)
+        measured = await measure(run, lambda block, _: began.append((block.at, block.target)))
+    assert began == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 1), (1, 0), (2, 0), (2, 1), (2, 1), (2, 0)]
+    # The stream runs at its own rate: 0.2 s of warm-up, 0.5 s, then a second at twice the rate.
+    warm, slow, quick = (sum(1 for _ in SHARED.arrivals(1, until)) for until in (0.2, 0.7, 1.7))
+    for target, served in enumerate((one, other)):
+        mine = [(block, load) for block, load in measured if block.target == target]
+        counts = [sum(load.sent for block, load in mine if block.at == at) for at in range(3)]
+        assert counts == [warm, slow - warm, quick - slow]
+        results = [result for _, load in mine for result in load.results]
+        assert {(result.error, result.served_by) for result in results} == {("", served.address)}
+
+
+async def test_refusals_are_figures_and_an_answer_is_enough_to_report(capsys: pytest.CaptureFixture[str]) -> None:
+    async with server(faults=Faults(error=0.5)) as served:
+        run = Run(SHARED, (Stage(40.0, 1.0),), (f"http://{served.address}",), turn=1.0, seed=2)
+        code = await run_and_report(run, as_json=True)
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    if "refused" in told:  # a machine that is busy with others: nothing is told, and the exit code says so
+        assert (code, "targets" in told) == (1, False)
+        return
+    (target,) = told["targets"]
+    assert code == 0
+    assert target["requests"] == sum(1 for _ in SHARED.arrivals(2, 1.0))
+    assert 0 < target["failed"] < target["requests"]
+    assert target["errors"] == {"http_500": target["failed"]}
+    assert target["goodput_share"] == pytest.approx(1 - target["failed"] / target["requests"])
+
+
+async def test_a_dead_server_is_told_by_its_errors_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    async with server() as served:
+        url = f"http://{served.address}"
+    code = await run_and_report(Run(SHARED, (Stage(40.0, 0.3),), (url,), turn=1.0), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert code == 1
+    if "refused" not in told:
+        (target,) = told["targets"]
+        assert target["errors"] == {"connect": target["requests"]}
+        assert (target["ttft_p50_s"], target["goodput_share"]) == (None, 0.0)
+
+
+async def test_by_a_clock_that_runs_ahead_of_the_loop_nothing_is_reported() -> None:
+    """Each sleep of the loop is overslept threefold by it: 50 ms late, and then 100."""
+    async with server() as served:
+        run = Run(SHARED, (Stage(40.0, 0.5),), (f"http://{served.address}",), turn=1.0)
+        measured = await measure(run, lambda *_: None, clock=lambda: 3.0 * time.monotonic())
+    told = document("test", run.targets, run.goal, measured)
+    assert "targets" not in told
+    assert told["client"]["lag_p99_s"] >= 0.05
+
+
+async def test_progress_is_a_line_a_block_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    async with server() as served:
+        url = f"http://{served.address}"
+        run = Run(SHARED, STAGES, (url,), turn=1.0)
+        await measure(run, Watch(run, Console(file=out, width=120)).begun)
+    assert out.getvalue().splitlines() == [
+        f"warm-up, 0.2 s at 40 requests/s to {url}",
+        f"0.5 s at 40 requests/s to {url}",
+        f"0.5 s at 80 requests/s to {url}",
+    ]
+
+
+def test_a_workload_has_its_own_stages_unless_rates_are_given() -> None:
+    source, stages = chosen("73-capacity")
+    assert (source.name, source.model, stages[0].warm_up, stages[-1].rate) == ("73-capacity", "qwen3-32b", True, 60.0)
+    source, stages = chosen("73-capacity", rates=("3", "0.5x"), seconds=20.0, model="served")
+    assert source.model == "served"
+    assert [(stage.rate, stage.seconds) for stage in stages if not stage.warm_up] == [(3.0, 20.0), (30.0, 20.0)]
+    _, stages = chosen("73-capacity", seconds=20.0)
+    assert [(stage.rate, stage.seconds) for stage in stages if not stage.warm_up] == [(60.0, 20.0)]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://h:1", "http://", "127.0.0.1:8000"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="is not a target: give the URL"):
+        Run(SHARED, STAGES, (url,), turn=1.0)
+
+
+def test_lengths_must_be_over_0() -> None:
+    with pytest.raises(ConfigError, match="--seconds and --block must be over 0"):
+        Run(SHARED, STAGES, ("http://h",), turn=0.0)
+    with pytest.raises(ConfigError, match="--seconds and --block must be over 0"):
+        Run(SHARED, (Stage(1.0, 0.0),), ("http://h",), turn=1.0)
+
+
+def test_headers_are_read_as_they_are_written() -> None:
+    assert parse_header("Authorization: Bearer a:b") == ("Authorization", "Bearer a:b")
+    for wrong in ("token", ": x"):
+        with pytest.raises(ConfigError, match="expected as in 'authorization: Bearer TOKEN'"):
+            parse_header(wrong)
+    assert Client().headers == ()
