@@ -124,12 +124,17 @@ def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, and that nobody is likely to take before a child does: none of those that the
     kernel gives to whoever asks for any, or to connections.
     """
-    found: set[int] = set()
+    found: list[int] = []
     while len(found) < count:
         port = secrets.choice(PORTS)
-        if _is_free(port):
-            found.add(port)
-    return list(found)
+        if port not in _given and _is_free(port):
+            _given.add(port)
+            found.append(port)
+    return found
+
+
+_given: set[int] = set()
+"""Ports that were told before: children listen on them some time later."""
 
 
 def _is_free(port: int) -> bool:

@@ -146,9 +146,10 @@ async def site(cluster: Cluster, folder: Path) -> AsyncIterator[Site]:
             await namespace.pool(*chosen, name=f"{pool}-inference-pool", app=name)
             envoy.write_endpoints(folder / f"{pool}.json", deployments[name].addresses(*chosen))
         starting = [(pool, await _start(cluster, namespace, folder, pool, stack)) for pool in pools]
-        doomed = await _start(cluster, namespace, folder, "secondary", stack, name="doomed")
-        for picker in (*(each for _, each in starting), doomed):
+        for _, picker in starting:
             await ready(picker, SERVICE)
+        doomed = await _start(cluster, namespace, folder, "secondary", stack, name="doomed")
+        await ready(doomed, SERVICE)
         config = _configure(folder, dict(starting), doomed)
         running = await stack.enter_async_context(envoy.running(config, folder))
         yield Site(deployments, running, doomed)
