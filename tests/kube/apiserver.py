@@ -105,6 +105,11 @@ class ApiServer:
         self._newest.kill()
         await self._newest.process.wait()
 
+    def end(self) -> None:
+        """End kube-apiserver with SIGKILL, if it runs, and wait for nothing."""
+        for start in self._starts:
+            start.kill()
+
     async def stop(self) -> None:
         """End kube-apiserver with SIGTERM: it ends watches and finishes requests first."""
         await self._newest.stop(WITHIN)
@@ -208,6 +213,8 @@ async def api_server(folder: Path) -> AsyncIterator[ApiServer]:
         except BaseException:
             print(server.log())  # what a failed test shows of its own server
             raise
+        finally:
+            server.end()  # nobody needs what it would finish first, and a session has four of them
 
 
 def _tokens() -> str:
