@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+
+from epp.sim.figures import ranked
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -80,6 +81,4 @@ def summarize(results: Sequence[Result]) -> Summary:
 
 def percentile(values: Sequence[float], share: float) -> float | None:
     """Nearest rank: the smallest value that at least `share` of all are not over; None: no values."""
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    return ranked(sorted(values), share) if values else None

@@ -336,8 +336,10 @@ def picker(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Descri
     assert issubclass(params, PickerParams)
 
     def fields(call: Any, given: Any) -> tuple[object, ...]:
-        order = lambda request, candidates, totals, rng: call(request, candidates, totals, given, rng)  # noqa: E731
-        return order, given.max_num_of_endpoints
+        return (
+            lambda request, candidates, totals, rng: call(request, candidates, totals, given, rng),
+            given.max_num_of_endpoints,
+        )
 
     return _described(Picker, name, params, needs, fields)
 

