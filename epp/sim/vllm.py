@@ -18,11 +18,12 @@ Source: vLLM v1 scheduler (`vllm/v1/core/sched`) as modelled by BLIS; defaults i
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
+from typing import Final
 
 import msgspec
 
 from epp.errors import BadRequest
-from epp.sim.blocks import BlockPool
+from epp.sim.blocks import BlockPool, Held
 from epp.sim.profile import EngineProfile
 
 
@@ -74,6 +75,15 @@ class Stats(msgspec.Struct, frozen=True):
     """Requests that got their last token, ever."""
     prompt_tokens: int = 0
     """Of their prompts."""
+    first_tokens: int = 0
+    """Requests that got their first token, ever."""
+    steps: int = 0
+    """Steps that are over and brought a token, ever: vLLM counts no others."""
+    processed: int = 0
+    """Tokens that were computed, ever: each one of an answer, and at a prompt's first token what of it was not cached.
+    What is computed anew after a preemption is not among them."""
+    generated: int = 0
+    """Tokens of answers, ever."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -91,7 +101,7 @@ class Load(msgspec.Struct, frozen=True):
 class _Sequence:
     """A request in the queue or in the batch, since it last entered the queue."""
 
-    __slots__ = ("alive", "computed", "done", "held", "length", "preempted", "request", "since")
+    __slots__ = ("alive", "cached", "computed", "done", "held", "last", "length", "preempted", "request", "since")
 
     def __init__(self, request: EngineRequest, done: int = 0, preempted: bool = False) -> None:
         self.request = request
@@ -101,17 +111,17 @@ class _Sequence:
         """It was in the batch before."""
         self.length = request.prompt_tokens + done
         """Tokens to prefill."""
+        self.cached = 0
+        """Those of them that the cache held."""
         self.computed = 0
         """Those of them whose keys and values are in blocks."""
-        self.held: list[int] = []
+        self.held: Held
+        """Its blocks, from when it enters the batch."""
         self.since = 0
         """Step that finished the prefill."""
+        self.last = 0
+        """Step that brings the last token."""
         self.alive = True
-
-    @property
-    def steps_left(self) -> int:
-        """Steps after the one that finishes the prefill."""
-        return self.request.output_tokens - self.done - 1
 
 
 class _Batch:
@@ -129,6 +139,10 @@ class _Batch:
         self.first: list[str] = []
 
 
+_QUIET: Final = _Batch(0)
+"""Of a step in which all only decode, as nearly all do; nothing is ever put into it."""
+
+
 class Engine:
     """One model server's engine."""
 
@@ -136,13 +150,19 @@ class Engine:
         self.profile = profile
         self.blocks = BlockPool(profile.kv_blocks)
         self._number = 0
-        """Steps so far."""
+        """Steps so far, the current one included."""
+        self._first = self._steps = self._computed = self._generated = 0
+        """First tokens, steps with tokens, prompt tokens computed, tokens of answers: with this step's."""
+        self._over = (0, 0, 0, 0)
+        """The numbers of a page that grow by steps, without this step's."""
         self._all: dict[str, _Sequence] = {}
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[str, _Sequence] = {}
         """In the order of admission."""
         self._decoding: dict[str, _Sequence] = {}
         """Those of `_running` whose prefill is done."""
+        self._tokens: tuple[str, ...] | None = ()
+        """Their names; None: somebody came or went since they were written down."""
         self._context = 0
         """Tokens of context of all that decode, summed as of step `_context_at`."""
         self._context_at = 0
@@ -204,30 +224,40 @@ class Engine:
 
     def step(self) -> Step | None:
         """Begin the next step; None: nothing to do until the next submit."""
-        self._retire()
+        self._over = self._first, self._steps, self._computed + self._generated, self._generated
+        if self._finishing:
+            self._retire()
         if not self._all:
             return None
-        self._number += 1
-        nobody_preempted = self._grow_decodes()
+        number = self._number = self._number + 1
+        growing = self._grow_at.pop(number, None)
+        nobody_preempted = growing is None or self._grow_decodes(growing)
         decodes = len(self._decoding)
-        self._context += decodes  # each reads what it wrote in the last step, too
-        self._context_at = self._number
-        context = self._context
-        batch = _Batch(self.profile.max_num_batched_tokens - decodes)
-        if self._go_on_prefilling(batch) and nobody_preempted:
-            self._admit(batch)
-        self._finishing = [sequence for sequence in self._finish_at.pop(self._number, ()) if sequence.alive]
+        context = self._context = self._context + decodes  # each reads what it wrote in the last step, too
+        self._context_at = number
+        batch = _QUIET
+        if self._prefilling is not None or (self._waiting and not self._stuck and nobody_preempted):
+            batch = _Batch(self.profile.max_num_batched_tokens - decodes)
+            if self._go_on_prefilling(batch) and nobody_preempted:
+                self._admit(batch)
+        if self._tokens is None:
+            self._tokens = tuple(self._decoding)
+        self._steps += bool(self._tokens)
+        self._generated += len(self._tokens)
+        ends = self._finish_at.pop(number, None)
+        self._finishing = [] if ends is None else [sequence for sequence in ends if sequence.alive]
         return Step(
             self.profile.step_time(batch.prefill, decodes, context, batch.pairs) + batch.loading,
             tuple(batch.admitted),
-            tuple(self._decoding),
+            self._tokens,
             tuple(batch.first),
-            tuple(sequence.request.id for sequence in self._finishing),
+            () if ends is None else tuple([sequence.request.id for sequence in self._finishing]),
         )
 
     def stats(self) -> Stats:
         """The engine as it is during the current step."""
         waiting = {sequence.request.adapter for sequence in self._waiting} - {""} if self._waiting else ()
+        first, steps, processed, generated = self._over
         return Stats(
             waiting=len(self._waiting),
             running=len(self._running),
@@ -239,6 +269,10 @@ class Engine:
             waiting_adapters=tuple(sorted(waiting)),
             prompts=self._prompts,
             prompt_tokens=self._prompt_tokens,
+            first_tokens=first,
+            steps=steps,
+            processed=processed,
+            generated=generated,
         )
 
     def load(self) -> Load:
@@ -253,7 +287,7 @@ class Engine:
 
     def steps_until(self, blocks: int) -> int:
         """Steps until requests that decode now have given so many blocks back; 0: they never will, all together."""
-        ends = sorted((each.since + each.steps_left, len(each.held)) for each in self._decoding.values())
+        ends = sorted((each.last, len(each.held)) for each in self._decoding.values())
         for at, held in ends:
             blocks -= held
             if blocks <= 0:
@@ -265,28 +299,34 @@ class Engine:
     def _retire(self) -> None:
         """Take out who got its last token: its blocks, the answer's included, can be found again."""
         for sequence in self._finishing:
-            self._name_last(sequence, sequence.length + sequence.steps_left)
+            request = sequence.request
+            full = (request.prompt_tokens + request.output_tokens - 1) // self.profile.block_size
+            self.blocks.name(sequence.held, max(0, full - 1), full)
             self._prompts += 1
-            self._prompt_tokens += sequence.request.prompt_tokens
-            del self._all[sequence.request.id]
+            self._prompt_tokens += request.prompt_tokens
+            del self._all[request.id]
             self._leave_batch(sequence)
         self._finishing = []
 
-    def _grow_decodes(self) -> bool:
+    def _grow_decodes(self, sequences: list[_Sequence]) -> bool:
         """Give a block to everyone whose last one is full. False: somebody was preempted."""
-        nobody_preempted, size = True, self.profile.block_size
-        for sequence in self._grow_at.pop(self._number, ()):
-            if not sequence.alive:
-                continue
-            keys, full = sequence.request.keys, (sequence.length + self._number - sequence.since - 1) // size
-            has_block = self.blocks.go_on(sequence.held, keys[full - 1] if full <= len(keys) else None)
-            while not has_block and sequence.alive:
-                self._preempt_last()
+        nobody_preempted, go_on = True, self.blocks.go_on
+        again = self._number + self.profile.block_size
+        grow_again = self._grow_at[again].append
+        for sequence in sequences:
+            if sequence.alive and not go_on(sequence.held):
                 nobody_preempted = False
-                has_block = sequence.alive and self.blocks.grow(sequence.held, 1)
-            if sequence.alive:
-                self._plan_growth(sequence, self._number + size)
+                self._make_room(sequence)
+            if sequence.alive and again <= sequence.last:
+                grow_again(sequence)
         return nobody_preempted
+
+    def _make_room(self, sequence: _Sequence) -> None:
+        """Preempt others until this one has another block, or is preempted itself."""
+        while sequence.alive:
+            self._preempt_last()
+            if sequence.alive and self.blocks.grow(sequence.held, 1):
+                return
 
     def _go_on_prefilling(self, batch: _Batch) -> bool:
         """Compute the next part of the unfinished prefill. False: it was preempted, being the last one admitted."""
@@ -317,8 +357,9 @@ class Engine:
         tokens = min(sequence.length - found * size, batch.budget)
         if -(-(found * size + tokens) // size) - found > self.blocks.free - free:
             return False
-        sequence.held = self.blocks.use(keys[:found])
-        sequence.computed = found * size
+        room = -(-(request.prompt_tokens + request.output_tokens) // size)
+        sequence.held = self.blocks.use(request.keys, found, room)
+        sequence.cached = sequence.computed = found * size
         if not sequence.preempted:
             batch.admitted.append((request.id, sequence.computed))
             self._queries += request.prompt_tokens
@@ -331,14 +372,12 @@ class Engine:
 
     def _prefill(self, sequence: _Sequence, batch: _Batch) -> bool:
         """Compute as much of a prompt as the budget allows. False: no blocks for it."""
-        size, held, keys = self.profile.block_size, sequence.held, sequence.request.keys
+        size, held = self.profile.block_size, sequence.held
         tokens = min(sequence.length - sequence.computed, batch.budget)
         after = sequence.computed + tokens
-        has, full = len(held), after // size
-        if not self.blocks.grow(held, -(-after // size) - has, keys[has:full]):
+        if not self.blocks.grow(held, -(-after // size) - len(held)):
             return False
-        started = sequence.computed // size  # a block that the last part left half full
-        self.blocks.name(held, started, keys[started : min(has, full)])
+        self.blocks.name(held, sequence.computed // size, after // size)
         batch.prefill += tokens
         batch.budget -= tokens
         batch.pairs += tokens * (sequence.computed + (tokens + 1) / 2)
@@ -354,23 +393,20 @@ class Engine:
         if sequence is self._prefilling:
             self._prefilling = None
         sequence.since = self._number
+        sequence.last = self._number + sequence.request.output_tokens - sequence.done - 1
         self._decoding[sequence.request.id] = sequence
+        self._tokens = None
         self._context += sequence.length
         if not sequence.done:
             batch.first.append(sequence.request.id)
-        self._finish_at[self._number + sequence.steps_left].append(sequence)
-        self._plan_growth(sequence, self._number + 1 + -sequence.length % self.profile.block_size)
+            self._first += 1
+            self._computed += sequence.length - sequence.cached
+        self._finish_at[sequence.last].append(sequence)
+        full_at = self._number + 1 + -sequence.length % self.profile.block_size
+        if full_at <= sequence.last:
+            self._grow_at[full_at].append(sequence)
 
     # -- inside --------------------------------------------------------------------------------------------------
-
-    def _plan_growth(self, sequence: _Sequence, at: int) -> None:
-        if at <= sequence.since + sequence.steps_left:
-            self._grow_at[at].append(sequence)
-
-    def _name_last(self, sequence: _Sequence, tokens: int) -> None:
-        """With this many tokens the last full block of one that decodes is full, and can be found."""
-        last = tokens // self.profile.block_size - 1
-        self.blocks.name(sequence.held, last, sequence.request.keys[last : last + 1])
 
     def _preempt_last(self) -> None:
         """Who was admitted last gives its blocks back and waits at the head of the queue."""
@@ -389,6 +425,7 @@ class Engine:
         sequence.alive = False
         del self._running[request.id]
         if self._decoding.pop(request.id, None) is not None:
+            self._tokens = None
             self._context -= sequence.length + self._context_at - sequence.since
         if sequence is self._prefilling:
             self._prefilling = None

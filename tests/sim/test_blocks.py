@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 from hypothesis import given
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from epp.sim.blocks import BlockPool
+from epp.sim.blocks import BlockPool, Held, Names
 
 
-def hold(pool: BlockPool, *keys: int) -> list[int]:
+def hold(pool: BlockPool, *keys: int) -> Held:
     """Use what is there of a chain and compute the rest."""
     found, _ = pool.match(keys)
-    held = pool.use(keys[:found])
-    assert pool.grow(held, len(keys) - found, keys[found:])
+    held = pool.use(keys, found, len(keys) + 2)
+    assert pool.grow(held, len(keys) - found)
+    pool.name(held, found, len(keys))
     return held
 
 
@@ -74,16 +74,17 @@ def test_a_shared_block_is_free_when_its_last_user_leaves() -> None:
 def test_more_than_is_free_changes_nothing() -> None:
     pool = BlockPool(3)
     held = hold(pool, 1, 2)
-    assert not pool.grow(held, 2, (3, 4))
-    assert (held, pool.used, pool.free) == ([1, 2], 2, 1)
+    assert not pool.grow(held, 2)
+    assert (len(held), pool.used, pool.free) == (2, 2, 1)
 
 
 def test_a_copy_takes_room_and_is_not_found_twice() -> None:
     """Two requests compute the same block at the same time: both need one, the first one is found."""
     pool = BlockPool(3)
     first = hold(pool, 1)
-    copy: list[int] = []
-    pool.grow(copy, 1, (1,))
+    copy = pool.use((1,), 0, 1)
+    pool.grow(copy, 1)
+    pool.name(copy, 0, 1)
     assert pool.used == 2
     pool.release(first)
     pool.release(copy)
@@ -92,77 +93,61 @@ def test_a_copy_takes_room_and_is_not_found_twice() -> None:
 
 def test_a_block_is_found_once_it_is_full() -> None:
     pool = BlockPool(2)
-    held: list[int] = []
+    held = pool.use((7,), 0, 1)
     pool.grow(held, 1)
     assert found(pool, 7) == 0
-    pool.name(held, 0, [7])
+    pool.name(held, 0, 1)
     assert found(pool, 7) == 1
 
 
-class Blocks(RuleBasedStateMachine):
-    """Chains of a small tree of keys, used and released in any order: nothing is lost, and a model agrees."""
-
-    holders = Bundle("holders")
-    chains = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(
-        lambda turns: tuple(int("1" + "".join(map(str, turns[: n + 1]))) for n in range(len(turns)))
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = BlockPool(9)
-        self.held: list[list[int]] = []
-
-    @rule(target=holders, keys=chains, extra=st.integers(0, 2))
-    def begin(self, keys: tuple[int, ...], extra: int) -> object:
-        there, free = self.pool.match(keys)
-        assert free <= there <= len(keys)
-        room = self.pool.free - free
-        held = self.pool.use(keys[:there])
-        grown = self.pool.grow(held, len(keys) - there + extra, keys[there:])
-        assert grown == (len(keys) - there + extra <= room)
-        if not grown:
-            self.pool.release(held)
-            return multiple()
-        assert self.pool.match(keys) == (len(keys), 0)
-        self.held.append(held)
-        return held
-
-    @rule(held=consumes(holders))
-    def end(self, held: list[int]) -> None:
-        keys = [key for key in held if key >= 0]
-        self.held = [other for other in self.held if other is not held]
-        self.pool.release(held)
-        assert held == []
-        assert self.pool.match(keys)[0] == len(keys)
-
-    @invariant()
-    def none_is_lost(self) -> None:
-        assert self.pool.used == len({key for held in self.held for key in held})
-        assert self.pool.used + self.pool.free == 9
+def test_a_full_pool_goes_on_in_what_was_freed_first_and_then_not_at_all() -> None:
+    pool = BlockPool(4)
+    pool.release(hold(pool, 1, 2))
+    held = hold(pool, 3, 4)
+    assert [pool.go_on(held) for _ in range(3)] == [True, True, False]  # in place of 2, then of 1
+    assert (len(held), pool.free, found(pool, 1), found(pool, 3, 4)) == (4, 0, 0, 2)
 
 
-TestBlocks = Blocks.TestCase
+def test_a_child_may_stay_when_the_blocks_before_it_are_gone_and_is_found_with_them() -> None:
+    """Another's copy of 2 has no name, so 3 is named behind it; then the 2 that was found is taken by others."""
+    pool = BlockPool(6)
+    first = hold(pool, 1, 2)
+    second = pool.use((1, 2, 3), 1, 3)
+    pool.grow(second, 2)
+    pool.name(second, 1, 3)  # 3 is new; 2 is not: a copy
+    pool.release(first)  # 2 is free, 1 is used by the second
+    assert pool.match((1, 2, 3)) == (3, 1)
+    other = hold(pool, 7, 8, 9)  # takes the two blank ones and 2
+    assert found(pool, 1, 2, 3) == 1
+    pool.release(other)
+    pool.release(second)  # order of taking now: 9, 8, 7, 3, the copy, 1
+    hold(pool, 1, 2)  # takes 9
+    assert pool.match((1, 2, 3)) == (3, 1)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(0, 5))), max_size=40))
-def test_going_on_is_naming_the_last_block_and_taking_one_more(steps: list[tuple[int, int | None]]) -> None:
-    """Three requests in two pools of six blocks: one pool goes on, the other names and grows."""
-    pools = BlockPool(6), BlockPool(6)
-    held: tuple[list[list[int]], list[list[int]]] = ([[], [], []], [[], [], []])
-    for pool, requests in zip(pools, held, strict=True):
-        for request in requests:
-            pool.grow(request, 1)
-    for who, key in steps:
-        one, other = held[0][who], held[1][who]
-        if not one:  # it gave everything back
-            assert pools[0].grow(one, 1) == pools[1].grow(other, 1)
-            continue
-        has = pools[0].go_on(one, key)
-        pools[1].name(other, len(other) - 1, () if key is None else (key,))
-        assert has == pools[1].grow(other, 1)
-        if not has:
-            pools[0].release(one)
-            pools[1].release(other)
-        assert one == other
-        assert (pools[0].used, pools[0].free) == (pools[1].used, pools[1].free)
-        assert [pools[0].match([key]) for key in range(6)] == [pools[1].match([key]) for key in range(6)]
+def test_names_of_what_is_gone_are_forgotten_and_what_is_here_is_found_as_before() -> None:
+    pool = BlockPool(4, forget=1)
+    kept = hold(pool, 1, 2)
+    for key in range(10, 90, 2):
+        pool.release(hold(pool, key, key + 1))
+        assert found(pool, 1, 2) == 2
+    assert (found(pool, 88, 89), found(pool, 86, 87), pool.used) == (2, 0, 2)
+    assert pool.names < 20
+    pool.release(kept)
+    assert pool.match((1, 2)) == (2, 2)
+
+
+chains = st.lists(st.lists(st.integers(0, 2), max_size=8), max_size=12).map(
+    lambda paths: [tuple(int("1" + "".join(map(str, path[: at + 1]))) for at in range(len(path))) for path in paths]
+)
+
+
+@given(chains)
+def test_each_key_has_a_number_of_its_own_however_chains_fork(given: list[tuple[int, ...]]) -> None:
+    names, numbers = Names(), dict[int, int]()
+    for keys in given:
+        known = sum(1 for key in keys if key in numbers)
+        assert [numbers[key] for key in keys[:known]] == names.known(keys).tolist()
+        for key, number in zip(keys, names.numbers(keys).tolist(), strict=True):
+            assert numbers.setdefault(key, number) == number
+    assert sorted(numbers.values()) == list(range(1, names.count))

@@ -150,6 +150,15 @@ def test_the_next_turn_finds_the_answer_of_this_one() -> None:
     assert step(served).admitted == (("b", 12),)
 
 
+def test_an_answer_takes_a_block_in_each_step_that_begins_one_the_last_step_too() -> None:
+    served = engine()
+    served.submit(request("a", 4, 6))
+    used = []
+    while served.step() is not None:
+        used.append(served.blocks.used)
+    assert used == [1, 2, 2, 2, 2, 3]  # 4 tokens in the first step, 5 in the second, 9 in the sixth
+
+
 def test_an_answer_without_keys_takes_room_and_pushes_prefixes_out() -> None:
     served = engine(blocks=4)
     served.submit(request("a", 8, 1, 1, 2))
@@ -272,6 +281,39 @@ def test_stats_show_a_request_until_its_last_step_is_over() -> None:
     assert served.stats().running == 1
     assert served.step() is None
     assert served.stats().running == 0
+
+
+def test_what_pages_count_is_counted_when_the_step_is_over_and_prompts_at_their_first_token() -> None:
+    served = engine(budget=8)
+    served.submit(request("r", 10, 3))
+    told = []
+    while served.step() is not None:
+        told.append(counted(served))
+    # first tokens, steps with tokens, processed, generated: two steps for the prompt, of which the first brings nothing
+    assert told == [(0, 0, 0, 0), (0, 0, 0, 0), (1, 1, 11, 1), (1, 2, 12, 2)]
+    for _ in range(2):  # an idle engine counts nothing, however often it is asked for a step
+        assert counted(served) == (1, 3, 13, 3)
+        assert served.step() is None
+
+
+def test_what_was_cached_or_is_computed_anew_is_not_counted_as_computed() -> None:
+    served = engine()
+    served.submit(request("a", 10, 1, 1, 2))
+    finish(served)
+    served.submit(request("b", 10, 1, 1, 2))
+    finish(served)
+    assert served.stats().processed == (10 + 1) + (2 + 1)
+    served = engine(blocks=4)
+    served.submit(request("a", 7, 6))
+    served.submit(request("b", 7, 4))
+    finish(served)
+    assert served.stats().preemptions == 1
+    assert served.stats().processed == (7 + 6) + (7 + 4)
+
+
+def counted(served: Engine) -> tuple[int, int, int, int]:
+    stats = served.stats()
+    return stats.first_tokens, stats.steps, stats.processed, stats.generated
 
 
 @pytest.mark.parametrize(("prompt", "output"), [(0, 1), (1, 0), (397, 4)])

@@ -27,6 +27,10 @@ _GAUGES: Final = (
     ("vllm:prompt_tokens_total", "counter", "Number of prefill tokens processed."),
     ("vllm:generation_tokens_total", "counter", "Number of generation tokens processed."),
 )
+_SUMS: Final = (
+    ("vllm:request_prompt_tokens", "histogram", "Number of prefill tokens processed."),
+    ("vllm:iteration_tokens_total", "histogram", "Histogram of number of tokens per engine_step."),
+)
 _REASONS: Final = ("stop", "length", "abort", "error")
 
 
@@ -59,8 +63,18 @@ class Page:
             f"{_head(*family)}{family[0]}{{{self._labels}}} {float(value)}\n"
             for family, value in zip(_GAUGES, values, strict=True)
         ]
+        parts += self._sums(stats)
         parts += self._finished(counters), self._ttft(counters), self._lora(stats, unix_time), self._cache_config
         return "".join(parts).encode()
+
+    def _sums(self, stats: Stats) -> list[str]:
+        """Histograms of which only count and sum are told."""
+        values = (stats.prompts, stats.prompt_tokens), (stats.steps, stats.processed)
+        return [
+            f'{_head(*family)}{family[0]}_bucket{{{self._labels},le="+Inf"}} {float(count)}\n'
+            f"{family[0]}_count{{{self._labels}}} {float(count)}\n{family[0]}_sum{{{self._labels}}} {float(total)}\n"
+            for family, (count, total) in zip(_SUMS, values, strict=True)
+        ]
 
     def _finished(self, counters: Counters) -> str:
         name = "vllm:request_success_total"
