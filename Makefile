@@ -4,7 +4,7 @@ FUZZ_SECONDS ?= 600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: setup tools kube demo test test-slow soak fuzz fuzz-short fuzzer check fix bench docs protos lock
+.PHONY: setup tools kube demo test test-slow test-vllm soak fuzz fuzz-short fuzzer check fix bench bench-routing docs protos lock
 
 setup: .venv/.installed
 
@@ -33,6 +33,11 @@ kube: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout 300 $(ARGS)
 	EPP_EXAMPLES=500 $(BIN)/python -m pytest -m "hypothesis and not slow" --timeout 300 $(ARGS)
+
+# Two real vLLM servers, which you have: EPP_VLLM is a command that serves on $PORT; docs/load.md. No other run has these tests.
+test-vllm: setup
+	@test -n "$$EPP_VLLM" || { echo "set EPP_VLLM to a command that serves vLLM on 127.0.0.1:\$$PORT (docs/load.md)"; exit 2; }
+	$(BIN)/python -m pytest tests/vllm $(ARGS)
 
 # The long forms of the two, ten minutes and as long as it takes.
 soak: setup
@@ -74,6 +79,10 @@ bench: setup
 	$(BIN)/python -m bench.metrics
 	$(BIN)/python -m bench.http2
 	$(BIN)/python -m bench.scrape
+
+# What each routing policy makes of the same traffic, in virtual time; TRACE=FILE adds Mooncake's. docs/routing.md.
+bench-routing: setup
+	$(BIN)/python -m bench.routing --trace "$(TRACE)" $(ARGS)
 
 docs: setup
 	$(BIN)/python -m scripts.links
