@@ -28,11 +28,13 @@ def learn_of_usage(ticket: Ticket, usage: Usage, ratios: TokenRatios, table: End
     told.computed(table, ticket.hold.slot, computed)
 
 
-def learn_of_counters(ticket: Ticket, ratios: TokenRatios, table: EndpointTable) -> None:
-    """Nothing was seen of the answer, so what prompts really are is learned from the engine's own counters."""
+def learn_of_counters(ticket: Ticket, ratios: TokenRatios, table: EndpointTable, told: Scheduler) -> None:
+    """Nothing was seen of the answer, so what prompts really are is learned from the engine's own counters; and what
+    answers took of its cache, whoever asked for them."""
     slot, estimate = ticket.hold.slot, ticket.request.estimate
     prompts = table.fact("prompts", slot)
     if ticket.decision.prompt_tokens and not math.isnan(prompts):
         ratios.counted(slot, table.fact("prompt_tokens", slot), prompts)
         exact = 0.0 if estimate else ticket.decision.prompt_tokens
+        told.computed(table, slot, ratios.answered(slot, table.fact("generated", slot)))
         ratios.ran(slot, ticket.request.target_model, estimate, exact)

@@ -14,7 +14,7 @@ Rules here:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 import msgspec
@@ -173,6 +173,7 @@ class Picker:
         if ticket.first_byte_at is None:
             ticket.first_byte_at = now
             self.table.prefill_done(ticket.hold)
+            self._tell(self._scheduler.lineup.followed, "at a first token", ticket.request, False, now)
         elif ticket.gaps is not None:
             ticket.gaps.observe(now - ticket.last_byte_at)
         ticket.last_byte_at = now
@@ -193,11 +194,13 @@ class Picker:
             if (usage := ticket.usage.usage) is not None:
                 learn_of_usage(ticket, usage, self.ratios, self.table, self._scheduler)
             if self._scheduler.lineup.stored and ticket.usage.response_id:
-                self._store(ticket.usage.response_id, ticket.hold.slot, now)
+                what, response = "at the end of a response", ticket.usage.response_id
+                self._tell(self._scheduler.lineup.stored, what, response, ticket.hold.slot, self.table, now)
         elif outcome is Outcome.COMPLETE and ticket.decision.prefill is None:
-            learn_of_counters(ticket, self.ratios, self.table)
+            learn_of_counters(ticket, self.ratios, self.table, self._scheduler)
         self.table.release(ticket.hold)
         self._dismiss(ticket)
+        self._tell(self._scheduler.lineup.followed, "at the end of a request", ticket.request, True, now)
         if ticket.usage is not None and ticket.usage.done and outcome is Outcome.CUT:
             outcome = Outcome.COMPLETE  # clients hang up right after the last event of a stream
         self.observer.finished(ticket, outcome, now)
@@ -217,13 +220,13 @@ class Picker:
             records[0].decision.let_go()
         records.append(record)
 
-    def _store(self, response: str, slot: int, now: float) -> None:
-        """Tell plugins that the server in this slot keeps a response."""
-        for name, stored in self._scheduler.lineup.stored:
+    def _tell(self, hooks: Sequence[tuple[str, Callable[..., None]]], what: str, *args: object) -> None:
+        """Tell plugins of something, by name; one that fails harms nobody."""
+        for name, hook in hooks:
             try:
-                stored(response, slot, self.table, now)
+                hook(*args)
             except Exception as error:
-                self.observer.broke(f"plugin {name} at the end of a response", error)
+                self.observer.broke(f"plugin {name} {what}", error)
 
     def _judge(self, ticket: Ticket, served: str | None, now: float) -> None:
         """Note how the endpoint did that answered; where it is none of the pool's, nobody's merit or fault."""

@@ -31,7 +31,7 @@ GAUGES: Final = ("waiting", "running", "kv_usage")
 """Told by pages; unknown once the page is older than the freshness limit."""
 FACTS: Final = ("kv_blocks", "block_size", "max_lora")
 """Told by pages too, but properties of the server: the last value holds until another is told."""
-TOTALS: Final = ("prompt_tokens", "prompts")
+TOTALS: Final = ("prompt_tokens", "prompts", "first_tokens", "steps", "processed", "generated")
 """Likewise, but they only say something by how they grow: nothing for plugins."""
 COUNTS: Final = ("inflight", "inflight_tokens")
 """Our own counts, always known."""
@@ -57,7 +57,15 @@ class Page(msgspec.Struct, frozen=True):
     prompt_tokens: float | None = None
     """Of all prompts since the server's start."""
     prompts: float | None = None
-    """How many these are."""
+    """How many these are: requests that have ended."""
+    first_tokens: float | None = None
+    """Requests that got their first token since the server's start."""
+    steps: float | None = None
+    """Steps of the engine since then."""
+    processed: float | None = None
+    """Tokens that these steps computed: answers, and of prompts what was not cached, at a prompt's first token."""
+    generated: float | None = None
+    """Tokens of answers since then."""
 
     @property
     def says_nothing(self) -> bool:
@@ -227,6 +235,9 @@ class Columns:
 
     def page_at(self, slot: int) -> float:
         return self._page_at.item(slot)
+
+    def pages_at(self, slots: Slots) -> Floats:
+        return self._page_at[slots]
 
     def page_ages(self, width: int, now: float) -> Floats:
         """Seconds since each page was asked for, of the first `width` slots."""

@@ -217,6 +217,10 @@ class EndpointTable:
         """When the last page was asked for; -inf: there never was one."""
         return self._columns.page_at(slot)
 
+    def pages_at(self, slots: Slots) -> Floats:
+        """`page_at` of each slot, shape (N,)."""
+        return self._columns.pages_at(slots)
+
     # -- what runs -----------------------------------------------------------------------------------------------
 
     def admit(self, slot: int, prefill_tokens: float = 0.0, output_tokens: float = 0.0) -> Hold:

@@ -19,6 +19,7 @@ Source: ours. The reference takes 4 bytes for a token whatever the language.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 WINDOW: Final = 1_000_000.0
@@ -53,6 +54,7 @@ class TokenRatios:
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}  # real, estimated
         self._since: dict[int, _Since] = {}
+        self._generated: dict[int, float] = {}
 
     def of(self, model: str) -> float:
         """The factor of a model; 1 where nothing is known."""
@@ -92,6 +94,19 @@ class TokenRatios:
         for model, share in since.estimates.items():
             self.learn(model, share, share / estimated * real if estimated else 0.0)
 
+    def answered(self, slot: int, generated: float) -> float:
+        """Tokens of answers that a slot's engine has counted since the last time.
+
+        Args:
+            generated: since its start; fewer than before: it started anew. NaN: it does not tell.
+        """
+        if math.isnan(generated):
+            return 0.0
+        more = generated - self._generated.get(slot, generated)
+        self._generated[slot] = generated
+        return max(0.0, more)
+
     def forget(self, slot: int) -> None:
         """The slot will mean another endpoint."""
+        self._generated.pop(slot, None)
         self._since.pop(slot, None)

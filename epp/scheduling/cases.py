@@ -20,6 +20,8 @@ from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Page
 from epp.headers import Headers
 
 NOW: Final = 100.0
+LATER: Final = 100.05
+"""When each page has been followed by another."""
 FRESHNESS: Final = 2.0
 """Seconds after which a page is too old."""
 ADAPTER: Final = "adapter-1"
@@ -115,7 +117,7 @@ def crowd(count: int, attributes: Collection[str] = ()) -> Case:
 
 def changed(candidates: Candidates, on_forget: Callable[[int], None]) -> Candidates:
     """The same table after the first endpoint has left, another has come in its slot, and the last one's labels are
-    others. Their pages say what they said.
+    others; and a page of each, of a moment later.
 
     Args:
         on_forget: told of the slot that means another endpoint now.
@@ -127,8 +129,8 @@ def changed(candidates: Candidates, on_forget: Callable[[int], None]) -> Candida
     table.put(Endpoint("default/new-rank-0", "10.1.0.1:8000", {"llm-d.ai/role": "decode", "zone": "c"}), NOW)
     table.put(msgspec.structs.replace(last, labels={"llm-d.ai/role": "prefill", "zone": "c"}), NOW)
     for slot in table.listed.tolist():
-        table.page_told(slot, table.generation(slot), page(slot / 10), NOW)
-    return table.candidates(NOW)
+        table.page_told(slot, table.generation(slot), page(slot / 10), LATER)
+    return table.candidates(LATER)
 
 
 def _pools(attributes: Collection[str]) -> Iterator[tuple[str, Candidates]]:

@@ -16,6 +16,7 @@ from epp.errors import ConfigError
 from epp.scheduling import (
     admitters,
     affinity,
+    cost,
     deciders,
     detectors,
     filters,
@@ -65,6 +66,7 @@ BUILT_IN: Final[tuple[Plugin[Instance], ...]] = (
     load.token_load,
     load.no_hit_lru,
     load.endpoint_attribute,
+    cost.cost,
     scorers.lora_affinity,
     scorers.prefix_cache,
     media.media,

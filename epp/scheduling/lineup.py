@@ -15,6 +15,7 @@ from epp.scheduling.plugin import (
     Instance,
     Processor,
     Producer,
+    Scorer,
     Screener,
 )
 from epp.scheduling.profile import Profile
@@ -69,6 +70,10 @@ class Lineup:
             (each.name, each.stored) for each in every if isinstance(each, Filter) and each.stored is not None
         )
         """Who is told of responses that servers keep."""
+        self.followed = tuple(
+            (each.name, each.followed) for each in every if isinstance(each, Scorer) and each.followed is not None
+        )
+        """Who is told how requests go on."""
         self.forget = tuple((each.name, each.forget) for each in every if each.forget is not None)
 
     def watched(self, by: Quarantine) -> Lineup:

@@ -129,6 +129,8 @@ Pins = Callable[[Request], bool]
 """Whether the request itself names its endpoints: then neither the gateway's subset nor any other guard counts."""
 
 
+Followed = Callable[[Request, bool, float], None]
+"""(request, it is over, now): its first token has come, where answers are seen; or it is over, whatever came of it."""
 Stored = Callable[[str, int, EndpointTable, float], None]
 """(id, slot, table, now): the server in this slot keeps a response under this id, and may be asked for it again."""
 
@@ -153,6 +155,8 @@ class Filter(Instance, frozen=True):
 
 class Scorer(Instance, frozen=True):
     score: Callable[[Request, Candidates], Scores]
+    followed: Followed | None = None
+    """Told how its requests go on."""
 
 
 class Picker(Instance, frozen=True):
@@ -327,8 +331,15 @@ def filter_(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Descr
 
 
 def scorer(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[ScoreCall[P], P, Scorer]:
-    """Describe a scorer: `(request, candidates, params) -> scores`, shape (N,), 0..1. `needs` as of a filter."""
-    return _described(Scorer, name, params, needs, _of_candidates)
+    """Describe a scorer: `(request, candidates, params) -> scores`, shape (N,), 0..1.
+
+    A class may have `followed`, as a `Scorer` has; `needs` as of a filter.
+    """
+
+    def fields(call: Any, given: P) -> tuple[object, ...]:
+        return lambda request, candidates: call(request, candidates, given), getattr(call, "followed", None)
+
+    return _described(Scorer, name, params, needs, fields)
 
 
 def picker(name: str, *, params: type[P], needs: tuple[str, ...] = ()) -> Described[OrderCall[P], P, Picker]:

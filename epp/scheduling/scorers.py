@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from epp.dialects.request import Request
 from epp.endpoints.table import Bools, Candidates, Floats, all_true
+from epp.scheduling.adapters import AdapterNames
 from epp.scheduling.plugin import ADAPTERS, DEFAULT_PRODUCER, PREFIX_MATCH, Context, Params, Ref, Scores, scorer
 
 ONE: Final = np.array(1.0)
@@ -100,14 +101,11 @@ class LoraAffinity:
     either: it is left to the other scorers.
     """
 
-    MOST_NAMES: Final = 10_000
-    """Adapter names remembered; they come from pages, never from clients."""
-
     def __init__(self, params: LoadParams, context: Context) -> None:
-        self._adapters: dict[str, None] = {}
+        self._adapters = AdapterNames()
 
     def __call__(self, request: Request, candidates: Candidates, params: LoadParams) -> Scores:
-        if not self._is_adapter(request.target_model, candidates):
+        if not self._adapters.has(request.target_model, candidates):
             return np.ones(len(candidates))
         state = candidates.adapter(request.target_model)
         most, told = candidates.column("max_lora")
@@ -115,13 +113,6 @@ class LoraAffinity:
         scores = np.where(state == 1, 0.6, cold)
         scores = np.where(candidates.adapters_held() < most, 0.8, scores)  # NaN: false
         return np.where(candidates.fresh(), np.where(state == 2, 1.0, scores), params.unknown)
-
-    def _is_adapter(self, name: str, candidates: Candidates) -> bool:
-        if candidates.table.adapter(name, candidates.table.listed).any():
-            self._adapters[name] = None
-            if len(self._adapters) > self.MOST_NAMES:
-                del self._adapters[next(iter(self._adapters))]
-        return name in self._adapters
 
 
 lora_affinity = scorer("lora-affinity-scorer", params=LoadParams, needs=(ADAPTERS, "max_lora"))(LoraAffinity)

@@ -129,6 +129,10 @@ def judged_hooks(instance: Instance, ask: Callable[[], Request], candidates: Can
         for served in (endpoint.address, None):
             answer = Answer(endpoint, served, ((":status", b"200"),), decision)
             yield from _of_answer(instance.name, instance.answered, request, answer)
+    if isinstance(instance, Scorer) and instance.followed is not None:
+        for told in (request, ask()):  # of the second it was never asked
+            instance.followed(told, False, candidates.now)
+            instance.followed(told, True, candidates.now)
     if instance.forget is not None:
         instance.forget(int(slots[0]))
         instance.forget(candidates.table.width + 1000)  # of which it was never told

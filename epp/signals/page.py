@@ -60,6 +60,10 @@ class Engine(msgspec.Struct, frozen=True):
     block_size: Spec | None = None
     prompt_tokens: Spec | None = None
     prompts: Spec | None = None
+    first_tokens: Spec | None = None
+    steps: Spec | None = None
+    processed: Spec | None = None
+    generated: Spec | None = None
     lora: Spec | None = None
     """Series whose value is a time and whose labels list adapters."""
     attributes: tuple[tuple[str, Spec], ...] = ()
@@ -82,6 +86,10 @@ VLLM: Final = Engine(
     block_size=Spec(b"vllm:cache_config_info", label="block_size"),
     prompt_tokens=Spec(b"vllm:request_prompt_tokens_sum"),
     prompts=Spec(b"vllm:request_prompt_tokens_count"),
+    first_tokens=Spec(b"vllm:time_to_first_token_seconds_count"),
+    steps=Spec(b"vllm:iteration_tokens_total_count"),
+    processed=Spec(b"vllm:iteration_tokens_total_sum"),
+    generated=Spec(b"vllm:generation_tokens_total"),
     lora=Spec(b"vllm:lora_requests_info"),
 )
 SGLANG: Final = Engine(
@@ -149,7 +157,11 @@ def read_page(page: bytes, engine: Engine) -> Page:
         kv_blocks=_total(values(families, engine.kv_blocks)) or None,
         block_size=_total(values(families, engine.block_size)[:1]) or None,
         prompt_tokens=_total(values(families, engine.prompt_tokens)),
+        generated=_total(values(families, engine.generated)),
         prompts=_total(values(families, engine.prompts)),
+        steps=_total(values(families, engine.steps)),
+        processed=_total(values(families, engine.processed)),
+        first_tokens=_total(values(families, engine.first_tokens)),
         max_lora=max_lora,
         running_adapters=running_adapters,
         waiting_adapters=waiting_adapters,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from epp.endpoints.table import Candidates, EndpointTable, Page
+from epp.scheduling.adapters import AdapterNames
 from epp.scheduling.plugin import Params, Plugin, Scorer
 from epp.scheduling.scorers import (
     ActiveRequestParams,
     LoadParams,
-    LoraAffinity,
     PrefixParams,
     active_request,
     kv_cache,
@@ -183,14 +183,14 @@ def test_an_adapter_that_runs_outside_the_candidates_is_an_adapter() -> None:
 
 
 def test_adapter_names_remembered_are_bounded_and_come_from_pages_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraAffinity, "MOST_NAMES", 2)
-    scorer = LoraAffinity(LoadParams(), with_prefix()[1])
+    monkeypatch.setattr(AdapterNames, "MOST", 2)
+    names = AdapterNames()
     table = EndpointTable()
     candidates = pool(lora("a", "b", "c", most=9), table=table)
     for name in ("a", "b", "c", "a client's fancy"):
-        scorer(ask(model=name), candidates, LoadParams())
+        names.has(name, candidates)
     table.page_told(0, table.generation(0), lora(), NOW)
-    known = [bool(scorer._is_adapter(name, table.candidates(NOW))) for name in ("a", "b", "c", "a client's fancy")]
+    known = [names.has(name, table.candidates(NOW)) for name in ("a", "b", "c", "a client's fancy")]
     assert known == [False, True, True, False]
 
 

@@ -1,0 +1,173 @@
+"""One estimate in seconds instead of weights: what a request costs at each endpoint.
+
+In: a request, candidates, what each of them holds of the prompt. Out: scores, 1 at the least cost.
+The cost of an endpoint, in seconds:
+- prompts that were sent there before and have no first token yet: `lanes.py`;
+- its own prompt, of what the cache does not hold, with the term that grows with the square of the length;
+- the steps of all that, each of which also decodes what is being answered there, and half of the step under way;
+- where the KV cache is full: until answers have ended that make room;
+- an adapter that must be brought to the GPU, and for which a place must become free; in disaggregated serving, sending
+  the KV cache to the endpoint of the other stage;
+- what it costs the others: `EFFORT` times its own prompt, for that is work which other requests wait for; `EVICTION`
+  times that, by the share of prompts that caches save, for what is computed pushes out as much; `PACE` times how much
+  longer its own answer takes than at an idle endpoint, else all that begin alike would go to one.
+Constants of the engines are learned (`speeds.py`), and so are the share that caches save and how long answers are.
+Rejected: a product of new tokens and batch size (LMetric, arXiv 2603.15202), which is as good where prompts are alike,
+and a third worse where a few are very long; a threshold above which affinity ends, which somebody must set.
+Source: vLLM RFC 20962 (time to first token as queue, transfer and uncached blocks); the form of the step's time as in
+`speeds.py`; figures in docs/routing.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Annotated, Final
+
+import numpy as np
+
+from epp.dialects.request import Request
+from epp.endpoints.table import GAUGES, Candidates, Floats, Slots, all_true
+from epp.scheduling.adapters import AdapterNames
+from epp.scheduling.lanes import CHUNK, Lanes, Prompt
+from epp.scheduling.plugin import ADAPTERS, DEFAULT_PRODUCER, PREFIX_MATCH, Context, Params, Ref, Scores, scorer
+from epp.scheduling.profile import capped
+from epp.scheduling.speeds import Speeds
+
+EFFORT: Final = 1.0
+EVICTION: Final = 2.0
+PACE: Final = 0.02
+ALIKE: Final = 0.02
+"""Costs within this part of the least are the same: what is learned of two equal engines differs by more."""
+PROGRESS: Final = 0.9
+"""Part of the work before a request that may be over without a page that says so."""
+ADAPTER_LOAD: Final = 0.05
+"""Seconds to bring an adapter to the GPU: estimate, 0.3 GB from host memory."""
+TRANSFER: Final = 0.026
+TRANSFER_TOKEN: Final = 4.25e-6
+"""Seconds to send a prompt's KV cache, and for each of its tokens (llm-d: pulled peer to peer, H200)."""
+MEMORY: Final = 0.01
+"""Part that each request replaces of what is known of the share that caches save."""
+STAGES: Final = 3
+"""Profiles that one request runs at most: encode, prefill, decode."""
+
+
+class CostParams(Params, frozen=True):
+    prefix_match_info_producer_name: Annotated[str, Ref("producer", DEFAULT_PRODUCER)] = ""
+    """The producer that says what each endpoint holds; empty: approx-prefix-cache-producer, declared or not."""
+
+
+class Cost:
+    """Prefer the endpoint where a request costs the fewest seconds: its own until the first token, and those of others.
+
+    Score: least cost / cost; 1 within 2 % of the least. Nothing is to be tuned: what is not told is learned of the
+    engines' pages, and of answers where they are seen. Use it as the only scorer of a profile, for it counts queues, KV
+    caches, prefixes and adapters itself.
+    """
+
+    def __init__(self, params: CostParams, context: Context) -> None:
+        self._match = context.producer(params.prefix_match_info_producer_name).match
+        self._adapters = AdapterNames()
+        self._speeds = Speeds()
+        self._lanes = Lanes(self._speeds)
+        self._saved, self._asked_for = 500.0, 1_000.0
+        """Tokens of a prompt that were held, and tokens of a prompt, on average."""
+        self._latest: deque[tuple[Candidates, Floats, Floats]] = deque(maxlen=STAGES)
+        """Tokens to compute and their pairs, for `chosen`."""
+
+    def __call__(self, request: Request, candidates: Candidates, params: CostParams) -> Scores:
+        self._lanes.read(candidates.table, candidates.slots)
+        match, length = self._match(request, candidates), float(request.tokens)
+        held = np.minimum(match.blocks * float(match.block_tokens), max(0.0, length - 1.0))
+        tokens = length - held
+        pairs = tokens * (held + (tokens + 1.0) / 2.0)
+        self._latest.append((candidates, tokens, pairs))
+        costs = self._costs(request, candidates, tokens, pairs)
+        scores: Scores = np.minimum(1.0, costs.min() * (1.0 + ALIKE) / costs)
+        return _less_where_unknown(scores, candidates)
+
+    def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None:
+        found = next(((tokens, pairs) for asked, tokens, pairs in self._latest if asked is candidates), None)
+        if found is None:
+            return
+        slot, length = slots.item(0), float(request.tokens)
+        at = np.flatnonzero(candidates.slots == slot).item(0)
+        prompt = Prompt(found[0].item(at), found[1].item(at), length)
+        self._lanes.send(request, slot, prompt, candidates.now)
+        self._saved += MEMORY * (length - prompt.tokens - self._saved)
+        self._asked_for += MEMORY * (length - self._asked_for)
+
+    def followed(self, request: Request, over: bool, now: float) -> None:
+        self._lanes.follow(request, over, now)
+
+    def forget(self, slot: int) -> None:
+        self._lanes.forget(slot)
+        self._speeds.forget(slot)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _costs(self, request: Request, candidates: Candidates, tokens: Floats, pairs: Floats) -> Floats:
+        """Seconds, over 0."""
+        slots, lanes = candidates.slots, self._lanes
+        a_step, a_token, an_answer, a_context, a_pair = self._speeds.of(slots, candidates.table.width)
+        backlog = lanes.before(slots)
+        step = a_step + an_answer * _answered(candidates, backlog.prompts) + a_context * backlog.context
+        work = a_token * backlog.tokens + a_pair * backlog.pairs
+        left = np.maximum(work - (candidates.now - backlog.since), (1.0 - PROGRESS) * work)
+        own = a_token * tokens + a_pair * pairs
+        steps = 0.5 + (backlog.tokens + tokens) / CHUNK
+        others = EFFORT + EVICTION * self._saved / max(1.0, self._asked_for)
+        answer = lanes.answer * step
+        costs: Floats = left + (1.0 + others) * own + steps * step + PACE * (answer - lanes.answer * a_step)
+        costs += _until_room(candidates, backlog.tokens + tokens) * answer
+        if self._adapters.has(request.target_model, candidates):
+            costs += _until_adapter(request.target_model, candidates, answer)
+        if request.peer is not None:
+            costs += np.where(slots == request.peer, 0.0, TRANSFER + TRANSFER_TOKEN * tokens)
+        return costs
+
+
+def _less_where_unknown(scores: Scores, candidates: Candidates) -> Scores:
+    """An endpoint that lacks what others tell is at most what those that tell it all are on average; where nobody tells
+    it all, nobody is better than the best that tells one thing."""
+    told = [known for known in (candidates.column(name)[1] for name in GAUGES) if known.any()]
+    known = np.logical_and.reduce(told) if told else np.ones(len(scores), np.bool_)
+    if all_true(known):
+        return scores
+    if known.any():
+        return capped(scores, ~known)
+    best: float = min(scores[each].max() for each in told)
+    return np.minimum(scores, best)
+
+
+def _answered(candidates: Candidates, waiting: Floats) -> Floats:
+    """Requests that are being answered: those that are there, less those whose prompt waits."""
+    inflight, _ = candidates.column("inflight")
+    running, known = candidates.column("running")
+    queued, told = candidates.column("waiting")
+    there = np.where(known & told, running + queued, inflight)
+    answered: Floats = np.maximum(0.0, there - waiting)
+    return answered
+
+
+def _until_room(candidates: Candidates, needed: Floats) -> Floats:
+    """Until so many tokens fit into the KV cache, in times of an answer: these end evenly, and each gives back its
+    room. 0 where it is not known how full it is."""
+    usage, known = candidates.column("kv_usage")
+    blocks, told = candidates.column("kv_blocks")
+    size, said = candidates.column("block_size")
+    room = blocks * size
+    lacking = needed - (1.0 - usage) * room
+    until: Floats = np.maximum(0.0, lacking) / np.maximum(1.0, usage * room)
+    return np.where(known & told & said, until, 0.0)
+
+
+def _until_adapter(name: str, candidates: Candidates, answer: Floats) -> Floats:
+    """Seconds until the batch has this adapter: none where it runs; a load; where no place is free, an answer more."""
+    most, told = candidates.column("max_lora")
+    is_full = told & (candidates.adapters_held() >= most)
+    return np.where(candidates.adapter(name) == 2, 0.0, ADAPTER_LOAD + np.where(is_full, answer, 0.0))
+
+
+cost = scorer(
+    "cost-scorer", params=CostParams, needs=("waiting", "running", "kv_usage", "max_lora", ADAPTERS, PREFIX_MATCH)
+)(Cost)

@@ -1,0 +1,299 @@
+"""What was sent to each endpoint and has no first token yet, as far as anyone can tell.
+
+In: requests as they are sent, begin and end; pages. Out: the work that waits before a new request, by slot; and what
+each engine did between two pages, which teaches `speeds.py`.
+Rules here:
+- Engines compute prompts in the order in which they came, so those without a first token are the latest ones. How many
+  these are the page tells: requests that have ended, run and wait, less first tokens given.
+- Where answers are seen, a request leaves its lane at its first token; where they are not, by pages alone.
+- Engines count no end of a request whose client left, so that sum drifts. It is kept within what waits and what is
+  there at all, and what it was off by is remembered: it heals whenever an engine is idle.
+- Prompts that a page tells of and that were not sent from here (other pickers, other clients) weigh what ours do on
+  average. An engine that counts no first tokens still tells how many wait.
+- Half-computed prompts are on no counter: speeds are learned over pieces of time at whose end no prompt waits, or over
+  such that are so long that it hardly matters.
+- Where an engine counts no steps and answers are seen, the time to the first token of whoever was first in the lane
+  teaches instead.
+Source: vLLM 0.32, `vllm/v1/metrics`: prompts count at their first token, chunks without a token are in no step; the
+order is that of the v1 scheduler.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from epp.dialects.request import Request
+from epp.endpoints.table import EndpointTable, Floats, Slots
+from epp.scheduling.speeds import Speeds
+
+SHORTEST: Final = 0.5
+"""Seconds of work that speeds are learned from, at least: ten pages."""
+LONG: Final = 5.0
+"""Likewise where prompts wait all the time: a step's share of the next prompt is then a few hundredths of it."""
+USUAL: Final = 0.01
+"""Part of the usual prompt that each one replaces."""
+ANSWER: Final = 256.0
+"""Tokens of an answer, before any has ended."""
+ANSWERS: Final = 1_000.0
+"""Answers from which on the older half counts half."""
+MOST: Final = 100_000
+"""Requests in flight that are remembered: whoever never says that they are over cannot fill the memory."""
+CHUNK: Final = 8_192.0
+"""Prompt tokens a step: vLLM's default on large GPUs, which no page tells."""
+TOTALS: Final = ("prompts", "first_tokens", "steps", "processed", "generated", "running", "waiting")
+COUNT, TOKENS, PAIRS, LENGTH, OTHERS, FLIGHT = range(6)
+"""Rows of `Lanes._sums`: prompts that wait, their tokens to compute, the pairs of these, their tokens in all; prompts
+of others that wait; tokens of all prompts in flight."""
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What a prompt is to the engine that computes it."""
+
+    tokens: float
+    """To be computed: what is not in the cache."""
+    pairs: float
+    """Query-key pairs of these."""
+    length: float
+    """Tokens, cached ones too."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    slot: int
+    at: float
+    prompt: Prompt
+    answers_at: int
+    """Slot where its answer is made: another one in disaggregated serving."""
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """What an engine counted since its start, and what is there now. NaN: it does not tell."""
+
+    prompts: float
+    first_tokens: float
+    steps: float
+    processed: float
+    generated: float
+    running: float
+    waiting: float
+
+
+class Work:
+    """A piece of time in which an engine was busy, up to its latest page."""
+
+    __slots__ = ("began", "began_at", "context", "latest", "pairs", "tokens")
+
+    def __init__(self, began: Totals, now: float) -> None:
+        self.began = self.latest = began
+        self.began_at = now
+        self.tokens = self.pairs = 0.0
+        """Of prompts that got their first token, as was believed of them."""
+        self.context = 0.0
+        """Tokens of context that steps read."""
+
+
+class Lane:
+    """One endpoint's prompts that wait, in the order in which they were sent."""
+
+    __slots__ = ("drift", "prompts", "read_at", "work")
+
+    def __init__(self) -> None:
+        self.prompts: dict[Request, Sent] = {}
+        self.read_at = -math.inf
+        """When the latest page was asked for."""
+        self.drift = 0.0
+        """Prompts that wait beyond what its page comes to."""
+        self.work: Work | None = None
+
+
+class Backlog(msgspec.Struct, frozen=True, eq=False):
+    """What waits before a new request. Each of shape (N,)."""
+
+    prompts: Floats
+    tokens: Floats
+    """To be computed."""
+    pairs: Floats
+    context: Floats
+    """Tokens of the requests that are being answered, their prompts alone."""
+    since: Floats
+    """When the first of the prompts was begun, or later."""
+
+
+class Lanes:
+    """Every endpoint's."""
+
+    def __init__(self, speeds: Speeds) -> None:
+        self.usual = Prompt(1_000.0, 500_000.0, 1_000.0)
+        """What prompts are on average."""
+        self._speeds = speeds
+        self._lanes: dict[int, Lane] = {}
+        self._sent: dict[Request, Sent] = {}
+        self._sums: Floats = np.zeros((6, 0))
+        self._since: Floats = np.zeros(0)
+        self._read_at: Floats = np.zeros(0)
+        self._generated, self._ended = ANSWER, 1.0
+
+    @property
+    def answer(self) -> float:
+        """Tokens of an answer, on average."""
+        return self._generated / self._ended
+
+    def send(self, request: Request, slot: int, prompt: Prompt, now: float) -> None:
+        """A request goes to a slot. A second slot for the same request only makes its answer."""
+        before = self._sent.get(request)
+        if before is not None:
+            self._sums[FLIGHT, before.answers_at] -= before.prompt.length
+            self._sums[FLIGHT, slot] += before.prompt.length
+            self._sent[request] = msgspec.structs.replace(before, answers_at=slot)
+            return
+        lane = self._lanes.setdefault(slot, Lane())
+        if not lane.prompts:
+            self._since[slot] = now
+        lane.prompts[request] = self._sent[request] = Sent(slot, now, prompt, slot)
+        self._add(slot, prompt, 1.0)
+        self._sums[FLIGHT, slot] += prompt.length
+        if len(self._sent) > MOST:
+            self.follow(next(iter(self._sent)), True, now)  # nobody has said so
+        usual = self.usual
+        self.usual = Prompt(
+            usual.tokens + USUAL * (prompt.tokens - usual.tokens),
+            usual.pairs + USUAL * (prompt.pairs - usual.pairs),
+            usual.length + USUAL * (prompt.length - usual.length),
+        )
+
+    def follow(self, request: Request, over: bool, now: float) -> None:
+        """A request has its first token, or is over. One that was not sent from here is nobody's."""
+        sent = self._sent.get(request)
+        if sent is None:
+            return
+        lane = self._lanes.get(sent.slot)
+        if lane is not None and request in lane.prompts:
+            if not over:
+                self._time(lane, request, sent, now)
+            self._leave(lane, request, now)
+        if over:
+            del self._sent[request]
+            self._sums[FLIGHT, sent.answers_at] -= sent.prompt.length
+
+    def read(self, table: EndpointTable, slots: Slots) -> None:
+        """Take in what pages of these slots have said since the last time."""
+        if table.width > len(self._since):
+            self._grow(table.width)
+        asked_at = table.pages_at(slots)
+        new = asked_at > self._read_at[slots]
+        if not new.any():
+            return
+        told = slots[new]
+        totals = np.array([table.told(name, told) for name in TOTALS]).T
+        for slot, at, values in zip(told.tolist(), asked_at[new].tolist(), totals.tolist(), strict=True):
+            self._take(slot, at, Totals(*values))
+
+    def before(self, slots: Slots) -> Backlog:
+        """What waits before a new request at these slots. Call `read` first."""
+        sums = self._sums.take(slots, axis=1)  # a third of what an index takes
+        others, usual = sums[OTHERS], self.usual
+        return Backlog(
+            sums[COUNT] + others,
+            sums[TOKENS] + others * usual.tokens,
+            sums[PAIRS] + others * usual.pairs,
+            np.maximum(0.0, sums[FLIGHT] - sums[LENGTH]),
+            self._since[slots],
+        )
+
+    def forget(self, slot: int) -> None:
+        """The slot will mean another endpoint: nothing runs there any more."""
+        for request in [request for request, sent in self._sent.items() if sent.answers_at == slot]:
+            self.follow(request, True, self._since.item(slot))
+        self._lanes.pop(slot, None)
+        if slot < len(self._since):
+            self._sums[:, slot], self._read_at[slot] = 0.0, -math.inf
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _grow(self, width: int) -> None:
+        more = width - len(self._since)
+        self._sums = np.concatenate((self._sums, np.zeros((6, more))), axis=1)
+        self._since = np.append(self._since, np.zeros(more))
+        self._read_at = np.append(self._read_at, np.full(more, -math.inf))
+
+    def _add(self, slot: int, prompt: Prompt, sign: float) -> None:
+        sums = self._sums
+        sums[COUNT, slot] += sign
+        sums[TOKENS, slot] += sign * prompt.tokens
+        sums[PAIRS, slot] += sign * prompt.pairs
+        sums[LENGTH, slot] += sign * prompt.length
+
+    def _leave(self, lane: Lane, request: Request, now: float) -> None:
+        """A prompt has its first token, or nobody waits for it any more."""
+        first = next(iter(lane.prompts)) is request
+        sent = lane.prompts.pop(request)
+        self._add(sent.slot, sent.prompt, -1.0)
+        if not lane.prompts:
+            self._sums[: LENGTH + 1, sent.slot] = 0.0  # what rounding has left
+        if first:
+            self._since[sent.slot] = now
+        if lane.work is not None:
+            lane.work.tokens += sent.prompt.tokens
+            lane.work.pairs += sent.prompt.pairs
+
+    def _time(self, lane: Lane, request: Request, sent: Sent, now: float) -> None:
+        """Learn from a first token that was seen."""
+        seconds = now - max(sent.at, self._since.item(sent.slot))
+        counts = lane.work is not None and not math.isnan(lane.work.latest.steps)
+        if counts or seconds <= 0 or next(iter(lane.prompts)) is not request:
+            return
+        steps = 1.0 + sent.prompt.tokens / CHUNK
+        context = max(0.0, self._sums.item(FLIGHT, sent.slot) - self._sums.item(LENGTH, sent.slot))
+        self._speeds.learn(sent.slot, (steps, sent.prompt.tokens, 0.0, context * steps, sent.prompt.pairs), seconds)
+
+    def _take(self, slot: int, at: float, totals: Totals) -> None:
+        lane = self._lanes.setdefault(slot, Lane())
+        before, lane.read_at = lane.read_at, at
+        self._read_at[slot] = at
+        waiting = _without_first_token(lane, totals)
+        known = sum(sent.at <= at for sent in lane.prompts.values())
+        self._sums[OTHERS, slot] = max(0.0, waiting - known) if waiting < math.inf else 0.0
+        if not lane.prompts:
+            self._since[slot] = at
+        began = at if math.isinf(before) else (before + at) / 2  # nobody knows when, between two pages
+        for request in list(islice(lane.prompts, max(0, known - int(min(waiting, known))))):
+            self._leave(lane, request, began)
+        if lane.work is None or totals.running + totals.waiting == 0 or not totals.steps >= lane.work.latest.steps:
+            lane.work = Work(totals, at)
+            return
+        context = max(0.0, self._sums.item(FLIGHT, slot) - self._sums.item(LENGTH, slot))
+        lane.work.context += context * (totals.steps - lane.work.latest.steps)
+        came, lane.work.latest = totals.first_tokens > lane.work.latest.first_tokens, totals
+        took = at - lane.work.began_at
+        if took >= SHORTEST and (not waiting or (came and took >= LONG)):
+            self._learn(slot, lane.work, took)
+            lane.work = Work(totals, at)
+
+    def _learn(self, slot: int, work: Work, seconds: float) -> None:
+        began, latest = work.began, work.latest
+        generated = latest.generated - began.generated
+        computed = latest.processed - began.processed - generated
+        ended = latest.prompts - began.prompts
+        if not (generated >= 0 and computed >= 0 and ended >= 0):
+            return  # it does not tell, or has started anew
+        scale = 0.5 if self._ended > ANSWERS else 1.0
+        self._generated, self._ended = scale * self._generated + generated, scale * self._ended + ended
+        if computed > 2 * work.tokens + 1_000:
+            return  # most of it was sent by others: nobody knows the pairs
+        pairs = work.pairs * computed / work.tokens if work.tokens else 0.0
+        self._speeds.learn(slot, (latest.steps - began.steps, computed, generated, work.context, pairs), seconds)
+
+
+def _without_first_token(lane: Lane, totals: Totals) -> float:
+    """How many prompts at an engine have no first token; inf: it tells nothing of them."""
+    least, most = totals.waiting, totals.waiting + totals.running
+    counted = totals.prompts + most - totals.first_tokens
+    if math.isnan(counted):
+        return math.inf if math.isnan(least) else least
+    found = min(max(counted + lane.drift, least), most)
+    lane.drift = found - counted
+    return found
