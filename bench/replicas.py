@@ -167,10 +167,10 @@ class World:
             self._pickers,
             self._seed,
             int(whole.requests),
-            whole.ttft_p50_s,
-            whole.ttft_p90_s,
-            whole.cached_share,
-            whole.balance,
+            whole.ttft_p50_s or 0.0,  # None where nothing was answered, which no case here is
+            whole.ttft_p90_s or 0.0,
+            whole.cached_share or 0.0,
+            whole.balance or 1.0,
         )
 
 

@@ -106,6 +106,7 @@ def load(
     block: float = 30.0,
     served_by: str = "x-served-by",
     header: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    report: str = "",
     json: bool = False,
 ) -> int:
     """Send a workload to a gateway or a server, whatever has been answered, and print how it did.
@@ -113,7 +114,7 @@ def load(
     Parameters
     ----------
     workload
-        A workload of `epp sim --list`.
+        A workload of `epp sim --list`, or a configuration file of inference-perf (.yaml).
     target
         URL of a gateway or a server that speaks OpenAI's API.
     versus
@@ -136,18 +137,22 @@ def load(
         Header of an answer that names the server which gave it.
     header
         Sent with every request, "authorization: Bearer TOKEN".
+    report
+        Folder to write a page with plots to.
     json
         Print one line of JSON, and nothing else.
     """
     from epp.load.client import Client, parse_header
     from epp.load.figures import parse_goal
     from epp.load.run import PATIENCE, Run, chosen, run_and_report
+    from epp.sim.outside.folder import report_folder
 
     source, stages = chosen(workload, trace, rate, seconds, model)
     client = Client(answer_within=PATIENCE, served_by=served_by, headers=tuple(map(parse_header, header)))
     targets = (target, versus) if versus else (target,)
     run = Run(source, stages, targets, turn=block, seed=seed, goal=parse_goal(slo), client=client)
-    return _run(run_and_report(run, as_json=json))
+    folder = report_folder(report) if report else None
+    return _run(run_and_report(run, as_json=json, folder=folder))
 
 
 @app.command
@@ -162,6 +167,9 @@ def sim(
     output_tokens: int = 0,
     trace: str = "",
     seeds: int = 1,
+    jobs: int = 0,
+    report: str = "",
+    fail: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
@@ -170,9 +178,10 @@ def sim(
     Parameters
     ----------
     workload
-        Its name; `--list` names them all.
+        Its name; `--list` names them all. Or a configuration file of inference-perf (.yaml).
     config
-        EndpointPickerConfig file, or default, round-robin, random, least-request or oracle; may be given several times.
+        EndpointPickerConfig file, or default, lmetric, round-robin, random, least-request or oracle; may be given
+        several times.
     servers
         Number of servers; 0: the workload's own.
     engine
@@ -188,6 +197,13 @@ def sim(
         File of requests, for workloads that need one.
     seeds
         Runs of each policy, with seeds 1, 2, 3 and so on.
+    jobs
+        Runs at the same time; 0: one a core, where joblib is installed; 1: in this process.
+    report
+        Folder to write a page with plots to.
+    fail
+        "2@60:120": server 2 (of 0, 1, 2 and so on) fails 60 s after the beginning, warm-up included, and is back 120 s
+        later with an empty cache; 180 s if that is not said. May be given several times.
     list_
         Say which workloads there are.
     as_json
@@ -198,8 +214,11 @@ def sim(
     from rich.console import Console
 
     from epp.sim.experiment import answers_of, document, fleet, policy, tried
-    from epp.sim.report import listed, progress, tables
-    from epp.sim.scenarios import at_rates, scenario
+    from epp.sim.fleet import parse_failures
+    from epp.sim.outside.folder import report_folder, written
+    from epp.sim.outside.sweep import spread
+    from epp.sim.report import listed, progress, shown, tables
+    from epp.sim.scenarios import at_rates, failing, scenario
 
     if list_ or not workload:
         Console().print(listed())
@@ -210,15 +229,110 @@ def sim(
     plugins = _catalogue()
     policies = [policy(name, plugins) for name in config]
     profiles = fleet(engine or (tried_with.engine,), servers or tried_with.servers)
+    through = spread(jobs)
+    if fail:
+        tried_with = failing(tried_with, parse_failures(fail, len(profiles)))
+    folder = report_folder(report) if report else None
     with progress(len(policies) * seeds) as done:
-        outcomes = tried(tried_with, profiles, policies, seeds, done)
+        outcomes = tried(tried_with, profiles, policies, seeds, done, through)
+    told, parts = document(tried_with, outcomes), list(tables(tried_with, len(profiles), outcomes))
     if as_json:
-        print(dumps(document(tried_with, outcomes)))
+        print(dumps(told), flush=True)
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
-        for each in tables(tried_with, len(profiles), outcomes):
+        for each in parts:
             console.print(each)
+    if folder and not written(folder, f"epp sim {workload}", told, parts, shown(outcomes)):
+        return 1
     return 0
+
+
+@app.command
+def plan(
+    workload: str,
+    *,
+    slo: str = "ttft_p90=2s,itl_p90=50ms",
+    price: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    config: str = "default",
+    engine: str = "",
+    rate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    seconds: float = 60.0,
+    output_tokens: int = 0,
+    trace: str = "",
+    seeds: int = 1,
+    most: int = 0,
+    autoscale: Annotated[bool, Parameter(negative="")] = False,
+    least: int = 1,
+    target: float = 0.0,
+    cold_start: float = 180.0,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Find out how many servers a workload needs and what they cost, by search over the simulator, beside round robin.
+
+    Parameters
+    ----------
+    workload
+        A workload of `epp sim --list`. Its stages follow each other without a pause.
+    slo
+        What each stage must keep, as users see it: percentiles of ttft, itl and e2e.
+    price
+        What a GPU costs an hour, "h100=2.5"; the engine's profile says which and how many a server has.
+    config
+        As for `epp sim`.
+    engine
+        Engine profile: a name in the package, or a file. Not given: the workload's own.
+    rate
+        Load over time: requests a second of one stage after the other, "5,20,60,20,5", in the place of the workload's
+        own stages.
+    seconds
+        Length of each stage that `--rate` asks for.
+    output_tokens
+        Length of every answer; 0: the workload's own.
+    trace
+        File of requests, for workloads that need one.
+    seeds
+        Runs of each fleet, with seeds 1, 2, 3 and so on; each must meet the goal.
+    most
+        Servers that are tried, and that the autoscaler may have. Not given: 64, and as many as the fixed fleet has.
+    autoscale
+        Try an autoscaler, too: what it saves, and what it risks.
+    least
+        Servers that it always keeps.
+    target
+        Requests in flight a server that it steers for; 0: as many as in the fixed fleet's fullest stage.
+    cold_start
+        Seconds until a server that starts is there; one that failed, too.
+    as_json
+        Print one line of JSON.
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from epp.sim.experiment import answers_of, policy
+    from epp.sim.goal import parse_goal, parse_prices, price_of
+    from epp.sim.plan import Bounds, Planner, gentle, plan
+    from epp.sim.plan_report import document, tables, working
+    from epp.sim.profile import load_profile
+    from epp.sim.scenarios import at_rates, scenario
+
+    tried = scenario(workload, trace)
+    tried = at_rates(tried, rate, seconds) if rate else tried
+    tried = answers_of(tried, output_tokens) if output_tokens else tried
+    profile, plugins = load_profile(engine or tried.engine), _catalogue()
+    policies = [policy(name, plugins) for name in dict.fromkeys((config, "round-robin"))]
+    goal, cost = parse_goal(slo), price_of(profile, parse_prices(price))
+    bounds = Bounds(least, most, target, cold_start)
+    with working() as done:
+        planner = Planner(gentle(tried), profile, goal, seeds, done)
+        made = plan(planner, policies, cost, bounds, autoscale=autoscale)
+    if as_json:
+        print(dumps(document(made)))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        for each in tables(made):
+            console.print(each)
+    return 0 if made.sized[0].seen is not None else 1
 
 
 @app.command

@@ -11,14 +11,17 @@ Rules here:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import msgspec
+import numpy as np
 
 from epp.errors import ConfigError
 from epp.load.results import Result, percentile
 from epp.sim.figures import GOOD_ITL, GOOD_TTFT
+from epp.sim.samples import Floats, in_flight
+from epp.sim.world import SAMPLE
 from epp.units import parse_duration
 
 
@@ -113,6 +116,40 @@ def figures(results: Sequence[Result], seconds: float, goal: Goal) -> Figures:
         cached_share=_cached(results),
         goodput_share=sum(map(goal.met, results)) / len(results) if results else None,
     )
+
+
+def balance(parts: Sequence[tuple[Sequence[Result], float]], servers: Sequence[str]) -> float | None:
+    """Requests in flight on the fullest server by the mean of all, averaged over time; 1: even.
+
+    Looked at as the simulator does: each `SAMPLE` seconds while requests come, and where there are any.
+
+    Args:
+        parts: results, and for how many seconds requests came.
+        servers: all that there are; requests of others are not looked at.
+
+    Returns:
+        None where no server is named, or nothing was ever in flight.
+    """
+    ratios = [_ratios(results, seconds, servers) for results, seconds in parts if servers]
+    return float(np.concatenate(ratios).mean()) if any(len(each) for each in ratios) else None
+
+
+def _ratios(results: Sequence[Result], seconds: float, servers: Sequence[str]) -> Floats:
+    counts = in_flight(on_servers(results, servers), len(servers), np.arange(0.0, seconds, SAMPLE))
+    totals = counts.sum(axis=0)
+    some = totals > 0
+    ratios: Floats = counts.max(axis=0)[some] * len(servers) / totals[some]
+    return ratios
+
+
+def on_servers(
+    results: Sequence[Result], servers: Sequence[str], begin: float = 0.0
+) -> Iterator[tuple[int, float, float]]:
+    """Number of the server, when it was asked and when it ended, of each request whose answer names one of these."""
+    numbers = {name: at for at, name in enumerate(servers)}
+    for result in results:
+        if result.served_by in numbers:
+            yield numbers[result.served_by], begin + result.sent_at, begin + result.ended_at
 
 
 def by_server(results: Sequence[Result]) -> dict[str, Server]:

@@ -19,8 +19,9 @@ from rich.text import Text
 from epp.load.client import Load
 from epp.load.course import Block
 from epp.load.delay import Delay, delay, too_slow
-from epp.load.figures import Figures, Goal, by_server, figures
+from epp.load.figures import Figures, Goal, balance, by_server, figures, on_servers
 from epp.load.results import Result, percentile
+from epp.sim.samples import Busy, Point, Shown, Times, busy, samples
 
 DIGITS: Final = 6
 COMPARED: Final = ("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "itl_p50_s", "e2e_p50_s")
@@ -69,25 +70,38 @@ def _refused(own: Delay, measured: Sequence[Measured], targets: int) -> str:
 
 
 def _target(url: str, goal: Goal, measured: Sequence[Measured]) -> dict[str, Any]:
-    stages: dict[int, list[Measured]] = {}
-    for block, load in measured:
-        stages.setdefault(block.at, []).append((block, load))
+    servers = by_server(_results(measured))
     return {
         "target": url,
-        **_figures(measured, goal),
-        "servers": {name: _plain(server) for name, server in by_server(_results(measured)).items()},
-        "stages": [{"rate": parts[0][0].stage.rate, **_figures(parts, goal)} for parts in stages.values()],
+        **_figures(measured, goal, list(servers)),
+        "servers": {name: _plain(server) for name, server in servers.items()},
+        "stages": [
+            {"rate": parts[0][0].stage.rate, **_figures(parts, goal, list(servers))} for parts in _stages(measured)
+        ],
     }
 
 
-def _figures(measured: Sequence[Measured], goal: Goal) -> dict[str, Any]:
+def _stages(measured: Sequence[Measured]) -> list[list[Measured]]:
+    stages: dict[int, list[Measured]] = {}
+    for block, load in measured:
+        stages.setdefault(block.at, []).append((block, load))
+    return list(stages.values())
+
+
+def _figures(measured: Sequence[Measured], goal: Goal, servers: Sequence[str]) -> dict[str, Any]:
     """`floor_s` is what a simulator leaves out of its times; here all of it was measured."""
-    return {**_plain(_sum_up(measured, goal)), "floor_s": 0.0}
+    even = balance([(load.results, block.seconds) for block, load in measured], servers)
+    told = {**_plain(_sum_up(measured, goal)), "balance": None if even is None else round(even, DIGITS)}
+    return {**told, "floor_s": 0.0}
 
 
 def _sum_up(measured: Sequence[Measured], goal: Goal) -> Figures:
-    seconds = sum(max((result.ended_at for result in load.results), default=0.0) for _, load in measured)
-    return figures(_results(measured), seconds, goal)
+    return figures(_results(measured), sum(_seconds_of(load) for _, load in measured), goal)
+
+
+def _seconds_of(load: Load) -> float:
+    """From its first second to the end of its last answer."""
+    return max((result.ended_at for result in load.results), default=0.0)
 
 
 def _versus(measured: Sequence[Measured], goal: Goal) -> dict[str, Any]:
@@ -106,6 +120,50 @@ def _versus(measured: Sequence[Measured], goal: Goal) -> dict[str, Any]:
 def _plain(struct: msgspec.Struct) -> dict[str, Any]:
     values = msgspec.structs.asdict(struct)
     return {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in values.items()}
+
+
+# -- for plots -----------------------------------------------------------------------------------------------------
+
+
+def shown(told: Mapping[str, Any], measured: Sequence[Measured]) -> list[Shown]:
+    """What plots are drawn of; nothing where the client was too slow to tell.
+
+    Args:
+        told: the document.
+    """
+    measured = [(block, load) for block, load in measured if not block.stage.warm_up]
+    return [_shown(target, _of(measured, at)) for at, target in enumerate(told.get("targets", ()))]
+
+
+def _shown(target: Mapping[str, Any], measured: Sequence[Measured]) -> Shown:
+    return Shown(
+        target["target"],
+        tuple(_point(stage) for stage in target["stages"]),
+        (samples([[_times(result) for result in _results(parts)] for parts in _stages(measured)]),),
+        _busy(measured, list(target["servers"])),
+    )
+
+
+def _point(stage: Mapping[str, Any]) -> Point:
+    values = {name: (float(value), 0.0) for name, value in stage.items() if isinstance(value, int | float)}
+    return Point(stage["rate"], values)
+
+
+def _times(result: Result) -> Times | None:
+    """Of whole answers. One that broke off has a first token, but as its end would be that of another length."""
+    if result.error or result.ttft is None:
+        return None
+    return result.ttft, result.itl_mean, result.e2e
+
+
+def _busy(measured: Sequence[Measured], servers: Sequence[str]) -> Busy:
+    """A target's blocks one after the other; where two take turns, the other one's are cut out."""
+    requests: list[tuple[int, float, float]] = []
+    begin = 0.0
+    for _, load in measured:
+        requests += on_servers(load.results, servers, begin)
+        begin += _seconds_of(load)
+    return busy(requests, len(servers), 0.0, begin)
 
 
 # -- for people ----------------------------------------------------------------------------------------------------

@@ -81,4 +81,4 @@ def summarize(results: Sequence[Result]) -> Summary:
 
 def percentile(values: Sequence[float], share: float) -> float | None:
     """Nearest rank: the smallest value that at least `share` of all are not over; None: no values."""
-    return ranked(sorted(values), share) if values else None
+    return ranked(sorted(values), share)

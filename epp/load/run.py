@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,8 +22,9 @@ from epp.errors import ConfigError
 from epp.load.client import Client, Load, run_load
 from epp.load.course import Block, blocks, streams
 from epp.load.figures import Goal
-from epp.load.report import Measured, document, tables
+from epp.load.report import Measured, document, shown, tables
 from epp.load.results import percentile
+from epp.sim.outside.folder import written
 from epp.sim.scenarios import at_rates, scenario
 from epp.sim.traces import Trace
 from epp.sim.workload import Workload
@@ -97,14 +99,15 @@ async def measure(
     return measured
 
 
-async def run_and_report(run: Run, *, as_json: bool) -> int:
+async def run_and_report(run: Run, *, as_json: bool, folder: Path | None = None) -> int:
     """Run it under a progress bar and print what it says.
 
     Args:
         as_json: one line of JSON on standard output, and nothing else there.
+        folder: where a page with plots is written to; None: nowhere.
 
     Returns:
-        The exit code: 0; 1 when the client was too slow to tell, or nobody answered.
+        The exit code: 0; 1 when the client was too slow to tell, nobody answered, or the page could not be written.
     """
     console = Console(stderr=as_json)
     watch = Watch(run, Console(stderr=True))
@@ -117,11 +120,14 @@ async def run_and_report(run: Run, *, as_json: bool) -> int:
     finally:
         measuring.cancel()
         await asyncio.wait([measuring])
-    told = document(run.source.name, run.targets, run.goal, measuring.result())
+    measured = measuring.result()
+    told = document(run.source.name, run.targets, run.goal, measured)
     if as_json:
         print(json.dumps(told), flush=True)
     else:
         console.print(tables(told))
+    if folder and not written(folder, f"epp load {run.source.name}", told, [tables(told)], shown(told, measured)):
+        return 1
     return _exit_code(told.get("targets", ()))
 
 

@@ -3,6 +3,8 @@
 In: a scenario, names of policies, how many seeds. Out: one `Outcome` a policy, in the order in which they were named;
 the document that `epp sim --json` prints.
 Rules here:
+- What is run is data (`Trial`), so that somebody else may run it, in another process or on another machine
+  (`sweep.py`): figures are put together by what was asked for, never by who was done first.
 - A policy is a configuration file, `default` (the picker without one), or a reference by its name. A file of that name
   comes first.
 - Everything is read and checked before anything runs.
@@ -11,7 +13,7 @@ Rules here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +23,8 @@ from epp.config.load import load, load_file
 from epp.config.schema import Config
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import Catalogue
-from epp.sim.figures import Figures, Run, measured, merged
+from epp.sim.figures import Figures, Means, Run, interval, known, measured, merged, paired
+from epp.sim.lmetric import lmetric
 from epp.sim.policies import REFERENCES, reference, routed
 from epp.sim.profile import EngineProfile, load_profile
 from epp.sim.scenarios import Scenario
@@ -29,6 +32,7 @@ from epp.sim.workload import Workload
 from epp.sim.world import Policy, World
 
 DEFAULT: Final = "default"
+LMETRIC: Final = "lmetric"
 TOLD: Final = (
     "ttft_mean_s",
     "ttft_p50_s",
@@ -38,18 +42,61 @@ TOLD: Final = (
     "goodput_share",
     "failed",
     "floor_s",
+    "ttft_p99_s",
+    "itl_p50_s",
+    "itl_p90_s",
+    "itl_p99_s",
+    "e2e_p50_s",
+    "e2e_p90_s",
+    "e2e_p99_s",
+    "balance",
+    "requests",
 )
-"""Of `Figures`: what the document says."""
-
-Make = Callable[[int], Policy]
-"""A policy for a seed."""
+"""Of `Figures`: what the document says, in its order."""
+COUNTED: Final = ("failed", "requests")
+"""Whole numbers, unless they are means over seeds that differ."""
+COMPARED: Final = (
+    "ttft_mean_s",
+    "ttft_p50_s",
+    "ttft_p90_s",
+    "itl_p90_s",
+    "e2e_p90_s",
+    "output_tok_s",
+    "cached_share",
+    "goodput_share",
+)
+"""What the document says of each later policy over the first."""
 
 
 class Named(msgspec.Struct, frozen=True, eq=False):
     """A policy that can be tried."""
 
     name: str
-    make: Make
+    config: Config | None
+    """None: a reference."""
+
+    def make(self, seed: int) -> Policy:
+        """A new one for a run. Raises ConfigErrors."""
+        return reference(self.name, seed) if self.config is None else routed(self.config, seed)
+
+
+class Trial(msgspec.Struct, frozen=True, eq=False):
+    """One run that is to be made."""
+
+    scenario: Scenario
+    profiles: tuple[EngineProfile, ...]
+    policy: Named
+    seed: int
+
+    def run(self) -> Run:
+        """Make it. The same on every machine."""
+        tried = self.scenario
+        world = World(self.profiles, self.policy.make(self.seed), tried.source, self.seed, tried.changes)
+        return measured(world.run(tried.stages, waits=tried.waits))
+
+
+Through = Callable[[Sequence[Trial]], Iterable[tuple[int, Run]]]
+"""Who makes runs: takes them all, and gives each one's place and result, in any order."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -60,7 +107,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """One a seed."""
 
     @property
-    def mean(self) -> Run:
+    def mean(self) -> Means:
         return merged(self.runs)
 
 
@@ -70,13 +117,17 @@ def policy(name: str, plugins: Catalogue) -> Named:
     Raises:
         ConfigError: the file cannot be used, or there is neither a file nor a reference of this name.
     """
+    if not Path(name).exists() and name == LMETRIC:
+        return Named(name, lmetric())
     if not Path(name).exists() and name in REFERENCES:
-        return Named(name, lambda seed: reference(name, seed))
+        return Named(name, None)
     if not Path(name).exists() and name != DEFAULT:
-        raise ConfigError(f"--config {name}: no such file; there are also {DEFAULT}, {', '.join(REFERENCES)}")
+        raise ConfigError(
+            f"--config {name}: no such file; there are also {DEFAULT}, {', '.join((LMETRIC, *REFERENCES))}"
+        )
     config: Config = load("", plugins=plugins) if name == DEFAULT else load_file(name, plugins, experimental=True)
     routed(config, 0)
-    return Named(name, lambda seed: routed(config, seed))
+    return Named(name, config)
 
 
 def fleet(engines: Sequence[str], servers: int) -> tuple[EngineProfile, ...]:
@@ -97,45 +148,83 @@ def answers_of(scenario: Scenario, tokens: int) -> Scenario:
     return msgspec.structs.replace(scenario, source=msgspec.structs.replace(scenario.source, tenants=tenants))
 
 
+def in_turn(trials: Sequence[Trial]) -> Iterator[tuple[int, Run]]:
+    """Make runs one after the other, here."""
+    return ((at, trial.run()) for at, trial in enumerate(trials))
+
+
 def tried(
     scenario: Scenario,
     profiles: Sequence[EngineProfile],
     policies: Sequence[Named],
     seeds: int,
     done: Callable[[], None] = lambda: None,
+    through: Through = in_turn,
 ) -> list[Outcome]:
     """Run every policy with every seed.
 
     Args:
         done: called after each run.
+        through: who makes the runs; `sweep.spread` gives them to all cores, or to a cluster.
+
+    Raises:
+        ConfigError: as `through`.
     """
-    outcomes = []
-    for each in policies:
-        runs = []
-        for seed in range(1, seeds + 1):
-            world = World(profiles, each.make(seed), scenario.source, seed)
-            runs.append(measured(world.run(scenario.stages, waits=scenario.waits)))
-            done()
-        outcomes.append(Outcome(each.name, tuple(runs)))
-    return outcomes
+    trials = [Trial(scenario, tuple(profiles), each, seed) for each in policies for seed in range(1, seeds + 1)]
+    runs: dict[int, Run] = {}
+    for at, run in through(trials):
+        runs[at] = run
+        done()
+    return [
+        Outcome(each.name, tuple(runs[at * seeds + seed] for seed in range(seeds))) for at, each in enumerate(policies)
+    ]
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
 
 
 def document(scenario: Scenario, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Means over the seeds, as JSON values."""
+    """Means over the seeds, how sure they are, and each policy against the first one, as JSON values."""
     return {
         "workload": scenario.name,
         "policies": [
             {
                 "config": outcome.name,
-                **_told(outcome.mean.whole),
-                "stages": [{"rate": rate, **_told(figures)} for rate, figures in outcome.mean.stages],
+                **_told([run.whole for run in outcome.runs], outcome.mean.whole),
+                **({"versus_first": _versus(outcomes[0], outcome)} if outcome is not outcomes[0] else {}),
+                "stages": [
+                    {"rate": rate, **_told([run.stages[at][1] for run in outcome.runs], figures)}
+                    for at, (rate, figures) in enumerate(outcome.mean.stages)
+                ],
             }
             for outcome in outcomes
         ],
     }
 
 
-def _told(figures: Figures) -> dict[str, float]:
-    values = {name: getattr(figures, name) for name in TOLD}
-    failed = values["failed"]
-    return {**values, "failed": int(failed) if failed == int(failed) else failed}
+def _told(seeds: Sequence[Figures], means: Figures) -> dict[str, Any]:
+    told: dict[str, Any] = {name: _number(name, getattr(means, name)) for name in TOLD}
+    if len(seeds) > 1:
+        told["interval"] = {name: half_width(seeds, name) for name in TOLD}
+    return told
+
+
+def _number(name: str, value: float | None) -> float | None:
+    return int(value) if name in COUNTED and value is not None and value == int(value) else value
+
+
+def half_width(seeds: Sequence[Figures], name: str) -> float | None:
+    """Of a figure's 95 % interval; None: fewer than two seeds have it, and nothing is known."""
+    values = known(seeds, name)
+    return interval(values) if len(values) > 1 else None
+
+
+def _versus(first: Outcome, other: Outcome) -> dict[str, Any]:
+    compared = {name: versus(first, other, name) for name in COMPARED}
+    return {name: {"ratio": 1.0 + got[0], "interval": got[1]} if got else None for name, got in compared.items()}
+
+
+def versus(first: Outcome, other: Outcome, name: str) -> tuple[float, float | None] | None:
+    """One figure of two policies, seed by seed: see `paired`."""
+    base, more = ([getattr(run.whole, name) for run in each.runs] for each in (first, other))
+    return paired(base, more)

@@ -1,8 +1,10 @@
 """What a run comes to in a few numbers, and what several runs say together.
 
-In: a world that is over. Out: `Figures` of all of it and of each stage; means over seeds, how sure they are.
+In: a world that is over. Out: `Figures` of all of it and of each stage, and what to draw them from; means over seeds,
+how sure they are.
 Rules here:
-- Warm-up is not measured. Refused requests have no times, and count against goodput.
+- Warm-up is not measured. Refused requests have no times, and count against goodput. What nobody measured is None,
+  never 0: a fleet that answers nothing is not quick.
 - Nothing here contains `FLOOR`: what the network, the proxy and the tokenizer take, which no router can change. It
   stands beside the times as `floor_s`.
 - A percentile is the nearest rank, as in the load client's results.
@@ -16,10 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from epp.sim.samples import Busy, Samples, busy, samples
 from epp.sim.world import Asked, World
 
 FLOOR: Final = 0.015
@@ -35,32 +38,32 @@ _T: Final = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """Some requests of one run, or the mean over several runs. Seconds; 0 where nothing was answered."""
+    """Some requests of one run, or the mean over several runs. Seconds; None where nothing was measured."""
 
-    ttft_mean_s: float
-    ttft_p50_s: float
-    ttft_p90_s: float
-    ttft_p99_s: float
-    itl_p50_s: float
+    ttft_mean_s: float | None
+    ttft_p50_s: float | None
+    ttft_p90_s: float | None
+    ttft_p99_s: float | None
+    itl_p50_s: float | None
     """Of each request's mean between two tokens."""
-    itl_p90_s: float
-    itl_p99_s: float
-    e2e_p50_s: float
-    e2e_p90_s: float
-    e2e_p99_s: float
+    itl_p90_s: float | None
+    itl_p99_s: float | None
+    e2e_p50_s: float | None
+    e2e_p90_s: float | None
+    e2e_p99_s: float | None
     output_tok_s: float
     """Output tokens a second, from the begin of each stage to its last answer."""
-    cached_share: float
+    cached_share: float | None
     """Prompt tokens that were in the engine's cache, of all that were answered."""
-    goodput_share: float
+    goodput_share: float | None
     """Of all requests, refused ones among them: those with a first token within 2 s and 25 ms between two tokens."""
-    balance: float
+    balance: float | None
     """Requests on the fullest server by the mean of all servers, averaged over time; 1: even."""
     failed: float
     """Requests that got no answer."""
     requests: float
     floor_s: float
-    """What comes on top of every time to first token, on average."""
+    """What comes on top of every time to first token, on average; 0: there is none."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -69,6 +72,16 @@ class Run(msgspec.Struct, frozen=True):
     whole: Figures
     stages: tuple[tuple[float, Figures], ...]
     """Rate and figures of each stage that is measured."""
+    samples: Samples
+    busy: Busy
+    """From the begin of the first stage that is measured to the last answer."""
+
+
+class Means(msgspec.Struct, frozen=True):
+    """One policy, over all seeds."""
+
+    whole: Figures
+    stages: tuple[tuple[float, Figures], ...]
 
 
 def measured(world: World) -> Run:
@@ -80,8 +93,22 @@ def measured(world: World) -> Run:
             by_stage[asked.stage].append(asked)
     return Run(
         _figures(world, [asked for at in stages for asked in by_stage[at]], stages),
-        tuple((world.stages[at].rate, _figures(world, by_stage[at], [at])) for at in stages if by_stage[at]),
+        tuple((world.stages[at].rate, _figures(world, by_stage[at], [at])) for at in stages),
+        samples([[_times(each) for each in by_stage[at]] for at in stages]),
+        _busy(world, stages),
     )
+
+
+def _times(asked: Asked) -> tuple[float, float, float] | None:
+    """TTFT, ITL and E2E; None: it was refused."""
+    return None if asked.refusal else (asked.ttft, asked.itl, asked.e2e)
+
+
+def _busy(world: World, stages: Sequence[int]) -> Busy:
+    spans = [world.spans[at] for at in stages]
+    begin, end = min((span[0] for span in spans), default=0.0), max((span[1] for span in spans), default=0.0)
+    came = [(asked.server, asked.came_at, asked.ended_at) for asked in world.asked]
+    return busy(came, len(world.engines), begin, end)
 
 
 def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Figures:
@@ -93,7 +120,7 @@ def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Fig
     spread = [value for at, value in world.spread if at in stages]
     good = sum(each.ttft <= GOOD_TTFT and each.itl <= GOOD_ITL for each in answered)
     return Figures(
-        ttft_mean_s=fmean(ttft) if ttft else 0.0,
+        ttft_mean_s=fmean(ttft) if ttft else None,
         ttft_p50_s=ranked(ttft, 0.5),
         ttft_p90_s=ranked(ttft, 0.9),
         ttft_p99_s=ranked(ttft, 0.99),
@@ -104,29 +131,36 @@ def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Fig
         e2e_p90_s=ranked(e2e, 0.9),
         e2e_p99_s=ranked(e2e, 0.99),
         output_tok_s=sum(each.output_tokens for each in answered) / seconds if seconds else 0.0,
-        cached_share=sum(each.cached_tokens for each in answered) / prompts if prompts else 0.0,
-        goodput_share=good / len(asked) if asked else 0.0,
-        balance=fmean(spread) if spread else 1.0,
+        cached_share=sum(each.cached_tokens for each in answered) / prompts if prompts else None,
+        goodput_share=good / len(asked) if asked else None,
+        balance=fmean(spread) if spread else None,
         failed=len(asked) - len(answered),
         requests=len(asked),
         floor_s=FLOOR + FLOOR_A_TOKEN * (prompts / len(answered)) if answered else 0.0,
     )
 
 
-def ranked(values: Sequence[float], share: float) -> float:
-    """Nearest rank of sorted values: the smallest that at least `share` of all are not over; 0: no values."""
-    return values[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0
+def ranked(values: Sequence[float], share: float) -> float | None:
+    """Nearest rank of sorted values: the smallest that at least `share` of all are not over; None: no values."""
+    return values[max(0, math.ceil(share * len(values)) - 1)] if values else None
+
+
+def known(figures: Sequence[Figures], name: str) -> list[float]:
+    """One figure of each of these that has it."""
+    return [value for each in figures if (value := getattr(each, name)) is not None]
 
 
 def mean(figures: Sequence[Figures]) -> Figures:
-    """Over seeds, at least one."""
-    return Figures(**{name: fmean(getattr(each, name) for each in figures) for name in Figures.__struct_fields__})
+    """Over seeds, at least one. A seed that has nothing of a figure is not in its mean."""
+    values = {name: known(figures, name) for name in Figures.__struct_fields__}
+    means: dict[str, Any] = {name: fmean(those) if those else None for name, those in values.items()}
+    return Figures(**means)
 
 
-def merged(runs: Sequence[Run]) -> Run:
+def merged(runs: Sequence[Run]) -> Means:
     """Means over the seeds of one policy."""
     stages = zip(*(run.stages for run in runs), strict=True)
-    return Run(
+    return Means(
         mean([run.whole for run in runs]),
         tuple((stage[0][0], mean([figures for _, figures in stage])) for stage in stages),
     )
@@ -140,7 +174,12 @@ def interval(values: Sequence[float]) -> float:
     return t * stdev(values) / math.sqrt(len(values))
 
 
-def paired(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """How much more the other has of each seed's base, as a share, and half the width of its 95 % interval."""
-    shares = [b / a - 1.0 for a, b in zip(base, other, strict=True) if a]
-    return (fmean(shares), interval(shares)) if shares else (0.0, 0.0)
+def paired(base: Sequence[float | None], other: Sequence[float | None]) -> tuple[float, float | None] | None:
+    """How much more the other has of each seed's base, as a share, and half the width of its 95 % interval.
+
+    Returns:
+        None where there is nothing to compare: in no seed have both something, and the base more than nothing. The
+        width is None where that is so in one seed only.
+    """
+    shares = [b / a - 1.0 for a, b in zip(base, other, strict=True) if a and b is not None]
+    return (fmean(shares), interval(shares) if len(shares) > 1 else None) if shares else None

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
+from statistics import fmean
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from epp.sim.experiment import Outcome
-from epp.sim.figures import Figures, interval, paired
+from epp.sim.experiment import Outcome, versus
+from epp.sim.figures import Figures, interval, known
+from epp.sim.samples import Point, Shown
 from epp.sim.scenarios import BUILT_IN, TRACED, Scenario
 
 NOTE = (
@@ -44,6 +46,32 @@ def tables(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Ite
     if len(outcomes) > 1:
         yield _differences(outcomes)
     yield NOTE.format(floor=outcomes[0].mean.whole.floor_s)
+
+
+def shown(outcomes: Sequence[Outcome]) -> list[Shown]:
+    """What plots are drawn of."""
+    names = labels([outcome.name for outcome in outcomes])
+    return [
+        Shown(
+            name,
+            tuple(_point([run.stages[at] for run in outcome.runs]) for at in range(len(outcome.runs[0].stages))),
+            tuple(run.samples for run in outcome.runs),
+            outcome.runs[0].busy,
+        )
+        for name, outcome in zip(names, outcomes, strict=True)
+    ]
+
+
+def _point(stage: Sequence[tuple[float, Figures]]) -> Point:
+    seeds = [figures for _, figures in stage]
+    found = {name: known(seeds, name) for name in Figures.__struct_fields__}
+    return Point(stage[0][0], {name: (fmean(those), interval(those)) for name, those in found.items() if those})
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Short names, where they differ."""
+    briefly = [short(name) for name in names]
+    return briefly if len(set(briefly)) == len(set(names)) else list(names)
 
 
 def listed() -> Table:
@@ -99,9 +127,14 @@ def _stages(outcomes: Sequence[Outcome]) -> Table:
     table = _numbers("By stage: TTFT mean / p90, tok/s", 0, "rate", *columns)
     means = [outcome.mean.stages for outcome in outcomes]
     for row in zip(*means, strict=True):
-        cells = [f"{each.ttft_mean_s:.3f} / {each.ttft_p90_s:.3f}  {each.output_tok_s:,.0f}" for _, each in row]
-        table.add_row(f"{row[0][0]:g}", *cells)
+        table.add_row(f"{row[0][0]:g}", *(_stage(figures) for _, figures in row))
     return table
+
+
+def _stage(figures: Figures) -> str:
+    if figures.ttft_mean_s is None:
+        return "no answer"
+    return f"{figures.ttft_mean_s:.3f} / {figures.ttft_p90_s:.3f}  {figures.output_tok_s:,.0f}"
 
 
 def _differences(outcomes: Sequence[Outcome]) -> Table:
@@ -115,16 +148,19 @@ def _differences(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _difference(base: Outcome, other: Outcome, name: str) -> str:
-    if not any(getattr(run.whole, name) for run in base.runs):
+    compared = versus(base, other, name)
+    if compared is None:
         return "-"
-    more, half = paired(*([getattr(run.whole, name) for run in each.runs] for each in (base, other)))
-    if len(base.runs) == 1:
+    more, half = compared
+    if half is None:
         return f"x {1 + more:.3g}"
     return f"x {1 + more:.3g} ± {half:.2g}{'' if abs(more) > half else ', may be none'}"
 
 
 def _told(figures: Sequence[Figures], name: str, digits: int, scale: float = 1.0) -> str:
-    values = [scale * getattr(each, name) for each in figures]
+    values = [scale * value for value in known(figures, name)]
+    if not values:
+        return "-"
     half = interval(values)
     told = f"{sum(values) / len(values):,.{digits}f}"
     return f"{told} ± {half:,.{digits}f}" if half else told

@@ -16,14 +16,18 @@ def listed(contract: str, key: str) -> set[str]:
     return set(parser[f"importlinter:contract:{contract}"][key].split())
 
 
-@pytest.mark.parametrize(("room", "edge"), [("extproc", "transport"), ("sim", "serve")])
-def test_every_module_of_a_room_with_one_edge_is_listed_as_pure(room: str, edge: str) -> None:
+@pytest.mark.parametrize(
+    ("room", "edges", "contract"), [("extproc", ("transport",), "transport"), ("sim", ("serve", "outside"), "serve")]
+)
+def test_every_module_of_a_room_beside_its_edges_is_listed_as_pure(
+    room: str, edges: tuple[str, ...], contract: str
+) -> None:
     folder = ROOT / "epp" / room
     files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
-    packages = [path.parent for path in folder.glob("*/__init__.py") if path.parent.name != edge]
+    packages = [path.parent for path in folder.glob("*/__init__.py") if path.parent.name not in edges]
     modules = {f"epp.{room}.{path.stem}" for path in (*files, *packages)}
     assert modules <= listed("pure", "source_modules")
-    assert modules == listed(edge, "source_modules")
+    assert modules == listed(contract, "source_modules")
 
 
 def test_no_contract_names_a_module_that_is_gone() -> None:

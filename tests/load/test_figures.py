@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from epp.errors import ConfigError
-from epp.load.figures import Goal, Server, by_server, figures, parse_goal
+from epp.load.figures import Goal, Server, balance, by_server, figures, parse_goal
 from epp.load.results import Result
 
 
@@ -84,3 +84,19 @@ def test_each_server_has_its_part() -> None:
         ]
     )
     assert list(told.items()) == [("a", Server(1, 0.2, 0.2, None)), ("b", Server(2, 0.1, 0.4, 0.75))]
+
+
+def test_balance_is_the_fullest_server_by_the_mean_of_all_over_time() -> None:
+    """Each was asked at 1.0. Until 2.0 there are two on a and one on b: 2 by 1.5; until 3.0 one on a alone: 1 by 0.5.
+    Before and after nobody is anywhere, and nothing is looked at."""
+    results = [result(0.1, server="a", ended_at=3.0)] + [result(0.1, server=name, ended_at=2.0) for name in "ab"]
+    assert balance([(results, 9.0)], ["a", "b"]) == pytest.approx((10 * 4 / 3 + 10 * 2) / 20, rel=0.02)
+    assert balance([(results, 1.95)], ["a", "b"]) == pytest.approx(4 / 3)  # while requests come
+    assert balance([(results, 1.95)], ["a", "b", "c"]) == pytest.approx(2.0)  # one that was idle counts
+    assert balance([(results, 1.95)] * 2, ["a", "b"]) == pytest.approx(4 / 3)
+
+
+def test_balance_is_unknown_where_no_server_is_named_or_nothing_was_in_flight() -> None:
+    assert balance([([result(0.1), result(error="connect")], 9.0)], []) is None
+    assert balance([([], 9.0)], ["a"]) is None
+    assert balance([], ["a"]) is None

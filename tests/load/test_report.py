@@ -12,7 +12,7 @@ from rich.console import Console
 from epp.load.client import Load
 from epp.load.course import Block
 from epp.load.figures import Goal
-from epp.load.report import document, tables
+from epp.load.report import document, shown, tables
 from epp.load.results import Result
 from epp.sim.world import Stage
 
@@ -21,7 +21,7 @@ WARM, SLOW, QUICK = Stage(1.0, 9.0, warm_up=True), Stage(2.0, 9.0), Stage(4.0, 9
 FIGURES = {
     *("ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "itl_p50_s", "itl_p90_s", "itl_p99_s"),
     *("e2e_p50_s", "e2e_p90_s", "e2e_p99_s", "output_tok_s", "cached_share", "goodput_share", "failed", "floor_s"),
-    *("requests", "errors"),
+    *("requests", "errors", "balance"),
 }
 
 
@@ -75,6 +75,34 @@ def test_stages_have_the_keys_of_the_whole_and_warm_up_is_in_neither() -> None:
     assert target["output_tok_s"] == 2.0  # 44 tokens in 10 + 12 s
     assert {name: server["requests"] for name, server in target["servers"].items()} == {"other": 2, "s": 2}
     assert says["client"] == {"late_p99_s": 0.0, "late_max_s": 0.0, "lag_p99_s": 0.0, "lag_max_s": 0.0}
+
+
+def test_plots_show_each_target_without_its_warm_up() -> None:
+    """Two blocks of a stage, of 10 s and 4 s until the last answer, are laid end to end."""
+    measured = [
+        (block(0, WARM), answered(9.0)),
+        (block(0, SLOW, 1), answered(0.1, 0.2)),
+        (block(1, SLOW, 1), answered(0.4)),
+        (block(1, SLOW, 1), answered(0.4)),
+        (block(0, SLOW, 1), answered(0.3, ended_at=4.0)),
+        (block(1, QUICK, 2), answered(0.4)),
+        (block(0, QUICK, 2), answered(7.0, error="truncated", server="")),
+    ]
+    a, b = shown(told(measured, (A, B)), measured)
+    assert (a.name, b.name) == (A, B)
+    assert [point.rate for point in a.points] == [2.0, 4.0]
+    assert a.points[0].values["ttft_p50_s"] == (0.2, 0.0)
+    assert "cached_share" in a.points[0].values
+    (samples,) = a.samples
+    assert (samples.ttft.tolist(), samples.e2e.tolist()) == ([0.1, 0.2, 0.3], [10.0, 10.0, 4.0])
+    assert (samples.stage.tolist(), samples.asked.tolist()) == ([0, 0, 0], [3, 1])
+    assert (len(a.busy.counts), a.busy.at[-1], b.busy.at[-1]) == (1, 24.0, 30.0)
+    assert a.busy.counts[0, [0, 100, 150, 290]].tolist() == [2, 2, 1, 0]  # at 0, 8, 12 and 23.3 s
+
+
+def test_of_a_client_that_was_late_nothing_is_drawn() -> None:
+    measured = [(block(0), answered(0.2, late=0.03))]
+    assert shown(told(measured), measured) == []
 
 
 def test_two_targets_are_compared_block_by_block() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -56,6 +57,37 @@ async def test_refusals_are_figures_and_an_answer_is_enough_to_report(capsys: py
     assert 0 < target["failed"] < target["requests"]
     assert target["errors"] == {"http_500": target["failed"]}
     assert target["goodput_share"] == pytest.approx(1 - target["failed"] / target["requests"])
+
+
+async def test_a_report_is_written_and_holds_what_was_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with server() as served:
+        run = Run(SHARED, STAGES, (f"http://{served.address}",), turn=1.0, seed=2)
+        code = await run_and_report(run, as_json=True, folder=tmp_path)
+    out = capsys.readouterr().out
+    assert (tmp_path / "report.json").read_text() == out
+    page = (tmp_path / "index.html").read_text()
+    if "refused" in json.loads(out):  # a machine that is busy with others
+        assert code == 1
+        assert "no report: the client itself was late" in page
+        assert "<svg" not in page
+        return
+    assert code == 0
+    assert page.count("<svg ") == 4
+    assert f"<p>http://{served.address}</p>" in page
+
+
+async def test_a_report_that_cannot_be_written_is_told_after_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").symlink_to("/dev/full")
+    async with server() as served:
+        run = Run(SHARED, (Stage(40.0, 0.3),), (f"http://{served.address}",), turn=1.0)
+        assert await run_and_report(run, as_json=True, folder=tmp_path) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["workload"] == "test"
+    assert "report.json cannot be written: No space left on device" in told.err
 
 
 async def test_a_dead_server_is_told_by_its_errors_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
