@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections import Counter
+from itertools import pairwise, takewhile
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 
@@ -14,9 +16,11 @@ from epp.errors import ConfigError
 from epp.scheduling.catalogue import catalogue
 from epp.sim import text
 from epp.sim.experiment import answers_of, document, fleet, policy, tried
+from epp.sim.policies import reference
 from epp.sim.profile import load_profile
-from epp.sim.scenarios import BUILT_IN, CAPACITY_37, CAPACITY_73, at_rates, scenario
-from epp.sim.workload import Prompts, Workload
+from epp.sim.scenarios import AGENTIC, BUILT_IN, BURSTY, CAPACITY_37, CAPACITY_73, LORA_MIX, at_rates, scenario
+from epp.sim.workload import Agents, Prompts, Workload
+from epp.sim.world import World
 
 KEYS = [
     "ttft_mean_s",
@@ -27,6 +31,15 @@ KEYS = [
     "goodput_share",
     "failed",
     "floor_s",
+    "ttft_p99_s",
+    "itl_p50_s",
+    "itl_p90_s",
+    "itl_p99_s",
+    "e2e_p50_s",
+    "e2e_p90_s",
+    "e2e_p99_s",
+    "balance",
+    "requests",
 ]
 
 
@@ -73,6 +86,68 @@ def test_arrivals_are_as_bursty_as_they_are_asked_to_be(variation: float, expect
     assert deviation / mean == pytest.approx(expected, abs=0.1)
 
 
+def test_agentic_is_what_was_published_of_coding_agents_at_a_tenth_of_the_tokens() -> None:
+    """llm-d, 219 sessions: 195,000 tokens in (median), 317 out, at least 90 % used again in 96 % of turns."""
+    before: dict[str, tuple[tuple[str, str], ...]] = {}
+    lengths, reused = [], []
+    for arrival in AGENTIC.source.arrivals(1, 1200.0):
+        lengths.append(text.count_tokens(text.chat_prompt(arrival.messages)))
+        if arrival.session in before or arrival.turn == 0:
+            pairs = zip(before.get(arrival.session, ()), arrival.messages, strict=False)
+            same = takewhile(lambda pair: pair[0] == pair[1], pairs)
+            reused.append(sum(len(said) for (_, said), _ in same) / 4 / lengths[-1])
+        before[arrival.session] = arrival.messages
+        assert arrival.max_tokens == 317
+    assert median(lengths) == pytest.approx(19_500, rel=0.05)
+    assert sum(share >= 0.9 for share in reused) / len(reused) == pytest.approx(0.96, abs=0.01)
+    (agents,) = AGENTIC.source.tenants if isinstance(AGENTIC.source, Workload) else ()
+    assert isinstance(agents, Agents)
+    assert (agents.turns, agents.gap_p50, agents.gap_p99) == (107, 2.0, 11.4 * 60)
+
+
+def test_sessions_that_are_under_way_in_agentic_fit_the_caches_of_its_servers() -> None:
+    (agents,) = AGENTIC.source.tenants if isinstance(AGENTIC.source, Workload) else ()
+    assert isinstance(agents, Agents)
+    under_way = AGENTIC.source.rate / agents.turns * agents.life
+    assert under_way * 19_500 / (AGENTIC.servers * load_profile(AGENTIC.engine).kv_tokens) == pytest.approx(
+        0.86, abs=0.02
+    )
+
+
+def test_bursty_shares_94_percent_and_goes_from_one_to_five() -> None:
+    """The published bursts are 1 to 5 requests a second, and 94 % of prompt tokens come from a cache."""
+    (groups,) = BURSTY.source.tenants if isinstance(BURSTY.source, Workload) else ()
+    assert isinstance(groups, Prompts)
+    assert groups.shared_tokens / (groups.shared_tokens + groups.question_tokens) == pytest.approx(0.94, abs=0.003)
+    steps = [stage for stage in BURSTY.stages if not stage.warm_up]
+    assert [stage.rate for stage in steps] == [5, 25] * 4
+    assert (
+        sum(stage.rate * stage.seconds for stage in steps) / sum(stage.seconds for stage in steps) == BURSTY.source.rate
+    )
+
+
+def test_bursts_begin_when_their_time_has_come_and_not_when_all_is_answered() -> None:
+    stages = at_rates(BURSTY, ("30",), 16.0).stages[1:5]
+    world = World(fleet((BURSTY.engine,), 2), reference("random", 1), BURSTY.source, 1)
+    world.run(stages, waits=BURSTY.waits)
+    assert [begin for begin, _ in world.spans] == [pytest.approx(2.0 * at) for at in range(4)]
+    assert world.spans[0][1] > 2.0  # answers of 360 tokens take 5 s at least
+
+
+def test_another_rate_of_steps_is_their_mean_and_the_steps_keep_their_proportions() -> None:
+    stages = at_rates(BURSTY, ("2x",), 80.0).stages
+    assert stages[0].warm_up
+    assert [(stage.rate, stage.seconds) for stage in stages[1:]] == [(10.0, 10.0), (50.0, 10.0)] * 4
+
+
+def test_the_first_adapters_of_lora_mix_are_the_most_asked_for_and_more_than_a_server_runs() -> None:
+    models = Counter(arrival.model for arrival in LORA_MIX.source.arrivals(1, 300.0))
+    assert len(models) == 17
+    assert models["qwen3-32b"] / models.total() == pytest.approx(0.4, abs=0.02)
+    assert models["lora-00"] / models["lora-03"] == pytest.approx(4.0, rel=0.25)
+    assert len(models) - 1 == LORA_MIX.servers * load_profile(LORA_MIX.engine).max_lora
+
+
 def test_rates_replace_the_stages_and_keep_the_warm_up() -> None:
     stages = at_rates(CAPACITY_73, ("10", "0.5x,1.5x"), 30.0).stages
     assert [(stage.rate, stage.seconds, stage.warm_up) for stage in stages] == [
@@ -102,7 +177,7 @@ def test_what_cannot_be_simulated_is_told(tmp_path: Path) -> None:
         at_rates(scenario("trace", str(trace)), ("1", "2"), 60.0)
     with pytest.raises(ConfigError, match="how long its answers are"):
         answers_of(scenario("trace", str(trace)), 10)
-    with pytest.raises(ConfigError, match="no such file; there are also default, round-robin"):
+    with pytest.raises(ConfigError, match="no such file; there are also default, lmetric, round-robin"):
         policy("x", catalogue())
     with pytest.raises(ConfigError, match="--servers 0"):
         fleet(("demo",), 0)
@@ -126,9 +201,10 @@ def test_the_document_has_the_policies_in_order_and_every_stage() -> None:
     told = document(tried_with, outcomes)
     assert told["workload"] == "demo"
     assert [each["config"] for each in told["policies"]] == ["default", "round-robin"]
-    for each in told["policies"]:
-        assert list(each) == ["config", *KEYS, "stages"]
-        assert [list(stage) for stage in each["stages"]] == [["rate", *KEYS]] * 2
+    for each, more in zip(told["policies"], ([], ["versus_first"]), strict=True):
+        assert list(each) == ["config", *KEYS, "interval", *more, "stages"]
+        assert [list(stage) for stage in each["stages"]] == [["rate", *KEYS, "interval"]] * 2
+        assert list(each["interval"]) == KEYS
         assert [stage["rate"] for stage in each["stages"]] == [10.0, 20.0]
     again = document(tried_with, tried(tried_with, fleet((tried_with.engine,), 2), policies, 2))
     assert json.dumps(told) == json.dumps(again)
