@@ -13,6 +13,7 @@ Greedy, and so no bound: a policy may beat it that looks ahead. It is what perfe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from random import Random
 from typing import Final
@@ -45,13 +46,13 @@ class Oracle(Reference):
 
     def begin(self, world: World) -> None:
         super().begin(world)
-        self._sent: list[dict[str, Sent]] = [{} for _ in world.engines]
+        self._sent: defaultdict[int, dict[str, Sent]] = defaultdict(dict)
 
     def choose(self, asked: Asked, now: float) -> int:
-        cached = [self._cached(server, asked) for server in range(len(self._sent))]
-        costs = [self._cost(server, asked, held) for server, held in enumerate(cached)]
-        least = min(costs)
-        server = self.rng.choice([at for at, cost in enumerate(costs) if cost == least])
+        cached = {server: self._cached(server, asked) for server in self.listed()}
+        costs = {server: self._cost(server, asked, held) for server, held in cached.items()}
+        least = min(costs.values())
+        server = self.rng.choice([at for at, cost in costs.items() if cost == least])
         self._sent[server][f"{asked.number}"] = Sent(asked.prepared.keys, cached[server], asked.prompt_tokens)
         return server
 

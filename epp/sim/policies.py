@@ -14,6 +14,8 @@ from functools import partial
 from random import Random
 from typing import Final
 
+import msgspec
+
 from epp import dialects
 from epp.config.running import Running
 from epp.config.schema import Config
@@ -26,7 +28,7 @@ from epp.picker import Picker, PickerOptions
 from epp.sim.oracle import Oracle
 from epp.sim.profile import EngineProfile
 from epp.sim.vllm import Stats
-from epp.sim.world import Asked, Order, Policy, Reference, World
+from epp.sim.world import CONNECT, RESET, Asked, Order, Policy, Reference, World
 from epp.ticket import Observer, Outcome, Ticket
 
 FRESHNESS: Final = 2.0
@@ -91,14 +93,13 @@ class Routed:
 
     def begin(self, world: World) -> None:
         self._world = world
-        self._addresses = [f"10.0.{number >> 8}.{number & 255}:8000" for number in range(len(world.engines))]
-        self._servers = {address: number for number, address in enumerate(self._addresses)}
-        self._slots = [
-            self.table.put(Endpoint(f"default/server-{number}", address), LONG_AGO)
-            for number, address in enumerate(self._addresses)
-        ]
-        for server in range(len(world.engines)):
-            self._ask(server, 0.0)
+        self._servers: dict[str, int] = {}
+        self._seats: dict[int, Seat] = {}
+        for server in world.fleet.listed:
+            self._seat(server, LONG_AGO)
+        for server, seat in self._seats.items():
+            self._ask(server, seat, 0.0)
+        world.watchers.append(self._listing)
 
     def choose(self, asked: Asked, now: float) -> int:
         tenant = asked.arrival.tenant.encode()
@@ -111,31 +112,67 @@ class Routed:
         self._answered(asked, b"200", now)
 
     def ended(self, asked: Asked, now: float) -> None:
-        if asked.refusal:
-            self._answered(asked, b"400", now)
+        if asked.refusal and not asked.first_at:
+            lost = asked.refusal in (CONNECT, RESET)
+            self._answered(asked, b"503" if lost else b"400", now)  # 503: the proxy's own, in the server's name
         assert isinstance(asked.held, Ticket)
         self.picker.finish(asked.held, Outcome.COMPLETE, now)
         asked.held = None
 
     def _answered(self, asked: Asked, status: bytes, now: float) -> None:
         assert isinstance(asked.held, Ticket)
-        served = self._addresses[asked.server]
+        served = address_of(asked.server)
         self.picker.response_started(asked.held, ((":status", status),), served, now, bodies_seen=False)
 
-    def _ask(self, server: int, now: float) -> None:
-        """Ask a server for its page, and again after the interval."""
-        world, slot = self._world, self._slots[server]
-        self.table.page_asked(slot)
-        page = page_of(world.engines[server].stats(), world.profiles[server])
-        if self._lag:
-            world.at(now + self._lag, partial(self._told, slot, page, now), Order.PAGE)
+    def _listing(self, server: int, listed: bool, now: float) -> None:
+        """Discovery: a server came or left."""
+        if listed:
+            self._ask(server, self._seat(server, now), now)
         else:
-            self._told(slot, page, now, now)
-        if not world.over:
-            world.at(now + INTERVAL * self._pages.uniform(0.9, 1.1), partial(self._ask, server), Order.PAGE)
+            self.table.drop(name_of(server))
+            del self._seats[server]
 
-    def _told(self, slot: int, page: Page, asked_at: float, now: float) -> None:
-        self.table.page_told(slot, self.table.generation(slot), page, asked_at)
+    def _seat(self, server: int, now: float) -> Seat:
+        address = address_of(server)
+        self._servers[address] = server
+        slot = self.table.put(Endpoint(name_of(server), address), now)
+        seat = self._seats[server] = Seat(slot, self.table.generation(slot))
+        return seat
+
+    def _ask(self, server: int, seat: Seat, now: float) -> None:
+        """Ask a server for its page, and again after the interval, as long as it is listed."""
+        world = self._world
+        if self._seats.get(server) is not seat:
+            return
+        if server not in world.fleet.dead:
+            self.table.page_asked(seat.slot)
+            page = page_of(world.engines[server].stats(), world.profiles[server])
+            if self._lag:
+                world.at(now + self._lag, partial(self._told, seat, page, now), Order.PAGE)
+            else:
+                self._told(seat, page, now, now)
+        if not world.over:
+            world.at(now + INTERVAL * self._pages.uniform(0.9, 1.1), partial(self._ask, server, seat), Order.PAGE)
+
+    def _told(self, seat: Seat, page: Page, asked_at: float, now: float) -> None:
+        self.table.page_told(seat.slot, seat.generation, page, asked_at)
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """Where a server stands in the picker's table, from when it was listed until it left."""
+
+    slot: int
+    generation: int
+
+
+def name_of(server: int) -> str:
+    """What discovery calls it."""
+    return f"default/server-{server}"
+
+
+def address_of(server: int) -> str:
+    """Where the proxy finds it."""
+    return f"10.{server >> 16}.{server >> 8 & 255}.{server & 255}:8000"
 
 
 def page_of(stats: Stats, profile: EngineProfile) -> Page:
@@ -151,6 +188,10 @@ def page_of(stats: Stats, profile: EngineProfile) -> Page:
         waiting_adapters=stats.waiting_adapters,
         prompt_tokens=stats.prompt_tokens,
         prompts=stats.prompts,
+        first_tokens=stats.first_tokens,
+        steps=stats.steps,
+        processed=stats.processed,
+        generated=stats.generated,
     )
 
 
@@ -158,23 +199,25 @@ class RoundRobin(Reference):
     """One server after the other: a Kubernetes Service, more or less."""
 
     def choose(self, asked: Asked, now: float) -> int:
-        return asked.number % len(self.world.engines)
+        listed = self.listed()
+        return listed[asked.number % len(listed)]
 
 
 class AtRandom(Reference):
     """Any server."""
 
     def choose(self, asked: Asked, now: float) -> int:
-        return self.rng.randrange(len(self.world.engines))
+        listed = self.listed()
+        return listed[self.rng.randrange(len(listed))]
 
 
 class LeastRequest(Reference):
     """Who has the fewest requests, of all servers and at this moment; equals are drawn."""
 
     def choose(self, asked: Asked, now: float) -> int:
-        counts = [len(engine) for engine in self.world.engines]
-        least = min(counts)
-        return self.rng.choice([server for server, count in enumerate(counts) if count == least])
+        counts = {server: len(self.world.engines[server]) for server in self.listed()}
+        least = min(counts.values())
+        return self.rng.choice([server for server, count in counts.items() if count == least])
 
 
 REFERENCES: Final[dict[str, type[Reference]]] = {

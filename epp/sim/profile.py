@@ -50,6 +50,10 @@ class EngineProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds that a step lasts longer when it brings an adapter to the GPU."""
     block_size: Count = 16
     """Tokens a KV-cache block."""
+    gpu: str = ""
+    """Kind of GPU, by the name under which `epp plan --price` knows it, in lower case; empty: none that has a price."""
+    gpus: Count = 1
+    """GPUs a server."""
 
     def __post_init__(self) -> None:
         if self.max_num_seqs > self.max_num_batched_tokens:

@@ -6,6 +6,8 @@ Rules here:
   order in which they were put there. So a run is the same to the last digit for the same seed.
 - A policy sees what its kind sees in production: pages that it asks for, and requests that it sends. Who looks at
   `engines` instead is a reference that nobody can build.
+- Servers may fail, come back, start and stop (`fleet.py`). What runs on one that fails is lost, and what is sent there
+  before discovery has noticed; nobody tries again elsewhere, as a gateway with a retry policy would.
 - A stage sends at its own rate for so many seconds. Where stages wait, the next one begins when every answer has come.
 - Times of the network, the proxy and the tokenizer are not modelled: see `figures.FLOOR`.
 Rejected: SimPy (a generator a request and a step; 15,000 requests on 8 engines are 300,000 steps). Text instead of
@@ -24,8 +26,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from epp.errors import Refusal
+from epp.errors import NoEndpoint, Refusal
 from epp.sim import text
+from epp.sim.fleet import STEADY, Changes, Fleet
 from epp.sim.profile import EngineProfile
 from epp.sim.vllm import Engine, EngineRequest, Step
 from epp.sim.workload import Arrival
@@ -36,15 +39,20 @@ PREPARED: Final = 1_024
 """Prompts that are kept as bodies and keys, at most: all 750 of the published workloads'."""
 PAUSE: Final = 1.0
 """Seconds between two stages that wait for each other, as in inference-perf."""
+RESET: Final = "reset"
+"""`Asked.refusal` of what a server had when it failed."""
+CONNECT: Final = "connect"
+"""`Asked.refusal` of what was sent to a server that had failed. Both are the load client's names."""
 
 
 class Order(IntEnum):
     """What comes first at the same moment."""
 
     STEP = 0
-    PAGE = 1
-    ARRIVAL = 2
-    LOOK = 3
+    SERVER = 1
+    PAGE = 2
+    ARRIVAL = 3
+    LOOK = 4
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -96,7 +104,8 @@ class Asked(msgspec.Struct):
     cached_tokens: int = 0
     """Prompt tokens that were in the engine's cache."""
     refusal: str = ""
-    """Why it was refused, by the policy or by the engine; empty: it was answered, or will be."""
+    """Why it was refused, by the policy or by the engine, or how its server was lost (`RESET`, `CONNECT`); empty: it
+    was answered, or will be."""
     held: object = None
     """What the policy remembers of it; nobody else's."""
 
@@ -129,13 +138,18 @@ class Policy(Protocol):
         """The world is about to start: look at it, and put events of one's own on its heap."""
 
     def choose(self, asked: Asked, now: float) -> int:
-        """The server. Raises Refusal."""
+        """The server, one that is listed. Raises Refusal."""
 
     def answered(self, asked: Asked, now: float) -> None:
         """The first token has come."""
 
     def ended(self, asked: Asked, now: float) -> None:
-        """The last token has come; or the engine refused it (`asked.refusal`) and `answered` was never called."""
+        """The last token has come; or the engine refused it (`asked.refusal`) and `answered` was never called; or its
+        server failed, before the first token or after it."""
+
+
+Watcher = Callable[[int, bool, float], None]
+"""Is told of a server that it is listed from now on, or is no longer."""
 
 
 class Reference:
@@ -157,18 +171,35 @@ class Reference:
         """See `Policy`."""
         raise NotImplementedError
 
+    def listed(self) -> tuple[int, ...]:
+        """Servers to choose from. Raises NoEndpoint."""
+        if not self.world.fleet.listed:
+            raise NoEndpoint("no server is listed")
+        return self.world.fleet.listed
+
 
 class World:
     """One run of one policy."""
 
-    def __init__(self, profiles: Sequence[EngineProfile], policy: Policy, source: Source, seed: int) -> None:
+    def __init__(
+        self,
+        profiles: Sequence[EngineProfile],
+        policy: Policy,
+        source: Source,
+        seed: int,
+        changes: Changes = STEADY,
+    ) -> None:
         """
         Args:
-            profiles: one a server.
+            profiles: one a server that is there at the beginning; servers that are added take them in turn.
         """
         self.now = 0.0
-        self.profiles = tuple(profiles)
+        self.profiles = list(profiles)
         self.engines = [Engine(profile) for profile in profiles]
+        self.worked = [0.0] * len(self.engines)
+        """Seconds that each server computed."""
+        self.fleet = Fleet(self, len(self.engines), changes)
+        self.watchers: list[Watcher] = []
         self.asked: list[Asked] = []
         """In the order in which they came."""
         self.spread: list[tuple[int, float]] = []
@@ -183,6 +214,7 @@ class World:
         self._source = source
         self._running: dict[str, Asked] = {}
         self._stepping = [False] * len(self.engines)
+        self._kinds = len(self.engines)
         self._events: list[tuple[float, int, int, Callable[[float], None]]] = []
         self._pushed = 0
         self._arrivals = source.arrivals(seed, rate=source.rate)
@@ -205,6 +237,7 @@ class World:
         """
         self.stages, self._waits = tuple(stages), waits
         self._policy.begin(self)
+        self.fleet.begin()
         self._begin_stage(0.0)
         self.at(0.0, self._look, Order.LOOK)
         events = self._events
@@ -218,6 +251,11 @@ class World:
         """Let something happen then; it is told the time."""
         self._pushed += 1
         heapq.heappush(self._events, (at, order, self._pushed, happens))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have no answer yet."""
+        return len(self._running)
 
     def engine_request(self, asked: Asked) -> EngineRequest:
         """What an engine is told of a request."""
@@ -272,6 +310,11 @@ class World:
         except Refusal as refusal:
             self._refused(asked, refusal, now)
             return
+        assert asked.server in self.fleet.listed, f"server {asked.server} is not listed"
+        if asked.server in self.fleet.dead:
+            asked.refusal, asked.ended_at = CONNECT, now
+            self._policy.ended(asked, now)
+            return
         try:
             self.engines[asked.server].submit(self.engine_request(asked))
         except Refusal as refusal:
@@ -295,12 +338,16 @@ class World:
         return got
 
     def _begin_step(self, server: int, now: float) -> None:
-        step = self.engines[server].step()
+        engine = self.engines[server]
+        step = engine.step()
         self._stepping[server] = step is not None
         if step is not None:
-            self.at(now + step.duration, partial(self._end_step, server, step), Order.STEP)
+            self.worked[server] += step.duration
+            self.at(now + step.duration, partial(self._end_step, server, engine, step), Order.STEP)
 
-    def _end_step(self, server: int, step: Step, now: float) -> None:
+    def _end_step(self, server: int, engine: Engine, step: Step, now: float) -> None:
+        if engine is not self.engines[server]:
+            return  # the server failed in the middle of it
         running = self._running
         for name, cached in step.admitted:
             running[name].cached_tokens = cached
@@ -316,13 +363,43 @@ class World:
         asked.ended_at = now
         self.spans[asked.stage] = self.spans[asked.stage][0], now
         self._policy.ended(asked, now)
+        # 12,031 prompts of a trace kept to the end were 1.9 GB
+        asked.arrival = msgspec.structs.replace(asked.arrival, messages=())
+        asked.prepared = Prepared(b"", asked.prepared.prompt_tokens, ())
         if self._closed and not self._running:
             self._go_on(now)
+
+    # -- servers, for the fleet -------------------------------------------------------------------------------------
+
+    def later(self, at: float, happens: Callable[[float], None]) -> None:
+        """See `fleet.Site`, as the next three."""
+        self.at(at, happens, Order.SERVER)
+
+    def add(self) -> None:
+        profile = self.profiles[len(self.engines) % self._kinds]
+        self.profiles.append(profile)
+        self.engines.append(Engine(profile))
+        self.worked.append(0.0)
+        self._stepping.append(False)
+
+    def kill(self, server: int, now: float) -> None:
+        self.engines[server] = Engine(self.profiles[server])
+        self._stepping[server] = False
+        lost = [name for name, asked in self._running.items() if asked.server == server]
+        for asked in [self._running.pop(name) for name in lost]:
+            asked.refusal = RESET
+            self._end(asked, now)
+
+    def tell(self, server: int, listed: bool, now: float) -> None:
+        for watcher in self.watchers:
+            watcher(server, listed, now)
+
+    # -- looking on -------------------------------------------------------------------------------------------------
 
     def _look(self, now: float) -> None:
         """How are the requests spread? Asked while some come: the last answers of a stage are on few servers, whoever
         decides."""
-        counts = [len(engine) for engine in self.engines]
+        counts = [len(self.engines[server]) for server in self.fleet.listed]
         if any(counts) and not self._closed:
             self.spread.append((len(self.spans) - 1, max(counts) / fmean(counts)))
         if not self.over:
