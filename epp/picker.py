@@ -141,6 +141,7 @@ class Picker:
         except BaseException:
             for each in holds:  # without a ticket nobody else would
                 self.table.release(each)
+            self._tell(self._scheduler.lineup.followed, "at the end of a request", request, True, now)
             raise
         request.let_go()
         return ticket, body

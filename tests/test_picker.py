@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from random import Random
 
+import numpy as np
 import pytest
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
 from epp import dialects
+from epp.dialects.request import Request
 from epp.endpoints.ejection import Ejection, EjectionParams
-from epp.endpoints.table import Endpoint, Page
+from epp.endpoints.table import Candidates, Endpoint, Page
 from epp.errors import NoEndpoint
+from epp.flow.saturation import Utilization
 from epp.headers import Headers
 from epp.pb import decision_pb2
 from epp.picker import Picker
+from epp.scheduling.lineup import Lineup
+from epp.scheduling.pickers import max_score
+from epp.scheduling.plugin import Context, PickerParams, Scorer, Scores
+from epp.scheduling.profile import Profile
+from epp.scheduling.scheduler import Scheduler
 from epp.telemetry.views import decisions, endpoints
 from epp.ticket import Outcome, Ticket
 from tests.contract.transport import QUEUE_ALONE, picker_for
@@ -329,6 +338,73 @@ def test_a_request_that_cannot_be_rewritten_is_not_counted() -> None:
     with pytest.raises(RuntimeError):
         decide(picker)
     assert inflight(picker) == [0]
+
+
+class Follower:
+    """A scorer that prefers the first and remembers what it is told; it fails at the model "poison"."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bool, float]] = []
+
+    def __call__(self, request: Request, candidates: Candidates) -> Scores:
+        return np.arange(len(candidates), 0, -1) / len(candidates)
+
+    def followed(self, request: Request, over: bool, now: float) -> None:
+        self.told.append((request.request_id, over, now))
+        if request.model == "poison":
+            raise RuntimeError("no")
+
+
+def followed_by(follower: Follower, watch: Watch) -> Picker:
+    picker = picker_for((A, B), watch)
+    plugin = Scorer("follower", None, None, None, None, (), follower, follower.followed)
+    order = max_score.make(max_score.name, PickerParams(max_num_of_endpoints=2), Context())
+    profile = Profile("default", (), ((plugin, 1.0),), order)
+    picker.reconfigure(Scheduler(Lineup([profile]), Random(0)), Utilization())
+    return picker
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+@pytest.mark.parametrize("served", [A, B, None, "192.0.2.1:80"])
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+def test_plugins_are_told_of_the_first_byte_once_and_of_the_end_once(
+    outcome: Outcome, served: str | None, pieces: int
+) -> None:
+    follower, watch = Follower(), Watch()
+    picker = followed_by(follower, watch)
+    ticket = decide(picker)
+    picker.response_started(ticket, OK, served, now=1.0, bodies_seen=True)
+    assert follower.told == []
+    for number in range(pieces):
+        picker.response_data(ticket, b"{", now=2.0 + number)
+    picker.response_ended(ticket)
+    picker.finish(ticket, outcome, now=9.0)
+    first = [("r-1", False, 2.0)] if pieces else []
+    assert follower.told == [*first, ("r-1", True, 9.0)]
+    watch.check()
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_plugins_are_told_of_the_end_of_a_request_that_was_never_answered(outcome: Outcome) -> None:
+    follower = Follower()
+    picker = followed_by(follower, Watch())
+    picker.finish(decide(picker), outcome, now=3.0)
+    assert follower.told == [("r-1", True, 3.0)]
+
+
+def test_a_plugin_that_fails_as_a_request_goes_on_is_named_and_harms_nothing() -> None:
+    follower, watch = Follower(), Watch()
+    picker = followed_by(follower, watch)
+    request = dialects.read(POST, b'{"model":"poison","prompt":"hello"}')
+    ticket, _ = picker.decide(request, None, 0.0, 0.0)
+    picker.response_started(ticket, OK, A, now=1.0, bodies_seen=True)
+    picker.response_data(ticket, b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}', now=2.0)
+    picker.response_ended(ticket)
+    picker.finish(ticket, Outcome.COMPLETE, now=3.0)
+    assert [over for _, over, _ in follower.told] == [False, True]
+    assert [str(mistake) for mistake in watch.mistakes] == ["no", "no"]
+    assert inflight(picker) == [0, 0]
+    assert watch.outcomes == [Outcome.COMPLETE]
 
 
 def test_a_decision_is_rendered_as_its_record_says() -> None:

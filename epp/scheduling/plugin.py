@@ -9,7 +9,7 @@ Rules here:
   the same call. A class may also have `chosen(request, candidates, slots)`, called once the decision is made,
   `forget(slot)`, called when a slot is about to mean another endpoint, `answered(request, answer)`, called when the
   response begins, which returns headers to set on it, and `pins(request)`, which says whether the request itself
-  names its endpoints, so that no guard counts.
+  names its endpoints, so that no guard counts; a scorer may have `followed(request, over, now)`: see `Followed`.
 - What a plugin would set on a response is checked before Envoy sees it: there a malformed header is a 500.
 - A type may have several roles (a filter that also scores): `Plugin.also`.
 - A plugin gets at least one candidate, changes none of the arrays it gets, and reads no clock: `candidates.now`.

@@ -8,7 +8,7 @@ Rules here:
 - Weighted least squares with forgetting. Each piece of time weighs the same whatever its length, as its error is taken
   relative to it: so one in which the engine also stood still hardly counts, and none can carry the rest away.
 - Where little was seen the constants stay near those of the pool, which begin at `PRIOR`. So endpoints that are alike
-  look alike, a new one begins as the others are, and a slow GPU among fast ones is found out within some seconds.
+  look alike, a new one begins as the others are, and a slow GPU among fast ones is found out as it works.
 - Each constant stays within `MOST` times, and 1 / `MOST` of, its prior: who divides by them is safe.
 Rejected: mean times (time to first token by prompt tokens): they grow with the load, which is what is to be foretold;
 a model for each kind of GPU by its name: it would have to be right for every engine, version and flag.
@@ -33,7 +33,7 @@ MOST: Final = 16.0
 MEMORY: Final = 0.995
 """Weight of what is one piece of time older: a half after 140 of them. Long prompts, which alone tell `a4`, are rare;
 with 0.97 it was forgotten between two of them."""
-TRUST: Final = 0.5
+TRUST: Final = 0.1
 """What the pool's constants weigh, in pieces of time."""
 POOL: Final = 0.05
 """Part of the pool's constants that one endpoint's answer replaces."""

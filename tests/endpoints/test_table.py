@@ -156,6 +156,33 @@ def test_a_slot_used_again_says_nothing_of_the_endpoint_before() -> None:
     assert np.isnan(table.fact("kv_blocks", slot))
 
 
+def test_when_pages_were_asked_for_is_told_of_any_slots_in_their_order() -> None:
+    table = EndpointTable()
+    for number in range(3):
+        table.put(server(f"p{number}", f"10.0.0.{number + 1}:8000"), 0.0)
+    table.page_told(0, table.generation(0), Page(waiting=0.0), 1.5)
+    table.page_told(2, table.generation(2), Page(waiting=0.0), 2.5)
+    assert table.pages_at(np.array([2, 1, 0])).tolist() == [2.5, -np.inf, 1.5]
+    assert table.pages_at(np.empty(0, np.int64)).tolist() == []
+    table.drop("default/p2")
+    table.put(server("p3", "10.0.0.9:8000"), 3.0)
+    assert table.pages_at(np.array([2])).tolist() == [-np.inf]
+
+
+def test_what_an_engine_has_counted_holds_however_old_its_page_is_and_goes_with_its_slot() -> None:
+    names = "prompts", "first_tokens", "steps", "processed", "generated"
+    table = EndpointTable(freshness=2.0)
+    slot = table.put(server("a", A), 0.0)
+    page = Page(prompts=1.0, first_tokens=2.0, steps=3.0, processed=4.0, generated=5.0)
+    table.page_told(slot, table.generation(slot), page, 0.0)
+    table.page_told(slot, table.generation(slot), Page(waiting=1.0, steps=6.0), 50.0)
+    told = [table.told(name, table.listed).item() for name in names]
+    assert told == [1.0, 2.0, 6.0, 4.0, 5.0]
+    table.drop("default/a")
+    assert table.put(server("b", B), 51.0) == slot
+    assert np.isnan([table.told(name, table.listed).item() for name in names]).all()
+
+
 def test_facts_of_one_slot_are_what_its_pages_told_last() -> None:
     table = EndpointTable(freshness=2.0)
     slot = table.put(server("a", A), 0.0)

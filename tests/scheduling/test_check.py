@@ -205,7 +205,7 @@ class Follows(Remembers):
 
 def test_facts_that_outlive_their_endpoint_are_found() -> None:
     assert told(scorer("x", params=NoParams)(Remembers)) == [("warning", "keeps facts of endpoints that have changed")]
-    assert told(scorer("x", params=NoParams)(Follows)) == []
+    assert told(scorer("x", params=NoParams)(Knows)) == []
 
 
 def test_what_is_slow_among_1000_candidates_is_found_by_the_quickest_of_its_calls() -> None:
@@ -356,6 +356,38 @@ class BreaksOnStrangers(Holds):
 )
 def test_what_a_producer_does_wrong_is_found(kind: type[Holds], expected: list[tuple[str, str]]) -> None:
     assert told(producer("x", params=NoParams)(kind)) == expected
+
+
+class Knows:
+    """Count the requests that run."""
+
+    def __init__(self, params: NoParams, context: Context) -> None:
+        self._running: dict[Request, int] = {}
+
+    def __call__(self, request: Request, candidates: Candidates, params: NoParams) -> Scores:
+        return np.ones(len(candidates))
+
+    def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None:
+        self._running[request] = slots.item(0)
+
+    def followed(self, request: Request, over: bool, now: float) -> None:
+        if over:
+            self._running.pop(request, None)
+
+
+class KnowsNoStrangers(Knows):
+    """It expects to know whom it follows."""
+
+    def followed(self, request: Request, over: bool, now: float) -> None:
+        if over:
+            del self._running[request]
+
+
+def test_a_scorer_may_be_told_how_requests_go_on_of_which_it_knows_nothing() -> None:
+    assert told(scorer("x", params=NoParams)(Knows)) == []
+    ((severity, message),) = told(scorer("x", params=NoParams)(KnowsNoStrangers))
+    assert severity == "error"
+    assert message.startswith("raised KeyError when told of a request")
 
 
 def test_a_decider_says_yes_or_no() -> None:

@@ -189,6 +189,7 @@ def test_built_in_plugins_are_those_of_the_reference_and_ours() -> None:
         "token-load-scorer",
         "no-hit-lru-scorer",
         "endpoint-attribute-scorer",
+        "cost-scorer",
         "lora-affinity-scorer",
         "prefix-cache-scorer",
         "mm-embeddings-cache-scorer",

@@ -205,6 +205,29 @@ def test_a_hook_that_fails_is_named_and_the_request_goes_on() -> None:
     assert [(each.plugin, each.reason) for each in decision.failures] == [("remembers", "RuntimeError: no")]
 
 
+class Follows(Remembers):
+    """Remember how requests go on, too."""
+
+    def __init__(self, params: Params, context: Context) -> None:
+        super().__init__(params, context)
+        self.told: list[tuple[str, bool, float]] = []
+
+    def followed(self, request: Request, over: bool, now: float) -> None:
+        self.told.append((request.model, over, now))
+
+
+def test_a_scorer_that_follows_requests_is_in_the_lineup_once_whatever_the_number_of_its_profiles() -> None:
+    plugin, other = made(scorer("follows", params=NoParams)(Follows)), made(remembers)
+    state = getattr(plugin.chosen, "__self__", None)
+    assert isinstance(state, Follows)
+    picker = profile((plugin, 1.0)).picker
+    profiles = [Profile(name, (), ((plugin, 1.0), (other, 1.0)), picker) for name in ("decode", "prefill")]
+    lineup = Lineup(profiles)
+    ((name, followed),) = lineup.followed
+    followed(ask(), False, 1.0)
+    assert (name, state.told) == ("follows", [("base", False, 1.0)])
+
+
 # -- what is rendered --------------------------------------------------------------------------------------------------
 
 

@@ -81,6 +81,10 @@ def oracle(text: str) -> Page:
         block_size=(sizes[0] or None) if good(sizes[:1]) else None,
         prompt_tokens=total("vllm:request_prompt_tokens_sum"),
         prompts=total("vllm:request_prompt_tokens_count"),
+        first_tokens=total("vllm:time_to_first_token_seconds_count"),
+        steps=total("vllm:iteration_tokens_total_count"),
+        processed=total("vllm:iteration_tokens_total_sum"),
+        generated=total("vllm:generation_tokens_total"),
     )
     if newest is None or not newest.labels:
         return page
@@ -102,7 +106,29 @@ def test_recorded_pages_say_what_a_full_parse_says(path: Path) -> None:
 
 def test_the_recorded_page_under_load_by_hand() -> None:
     page = read_page((RECORDED[0].parent / "metrics-busy-3.txt").read_bytes(), VLLM)
-    assert page == Page(8.0, 4.0, 0.3869346733668342, 200.0, 32.0, 1.0, ("a",), ("a",), (), 5913.0, 11.0)
+    gauges = 8.0, 4.0, 0.3869346733668342, 200.0, 32.0, 1.0, ("a",), ("a",)
+    assert page == Page(*gauges, (), 5913.0, 11.0, first_tokens=15.0, steps=313.0, processed=6662.0, generated=937.0)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_what_a_recorded_page_counts_adds_up(path: Path) -> None:
+    """Tokens processed are those generated and those of prompts that were not cached; and who has no first token yet
+    is one of those that ended, run or wait: at this moment each of those that wait, for none of them was preempted."""
+    page = read_page(path.read_bytes(), VLLM)
+    (computed,) = [
+        sample.value
+        for sample in parsed(path.read_text())["vllm:prompt_tokens_by_source_total"]
+        if sample.labels["source"] == "local_compute"
+    ]
+    assert page.processed is not None
+    assert page.generated is not None
+    assert page.processed == computed + page.generated
+    assert page.prompts is not None
+    assert page.running is not None
+    assert page.waiting is not None
+    assert page.first_tokens is not None
+    assert page.waiting <= page.prompts + page.running + page.waiting - page.first_tokens
+    assert page.prompts + page.waiting + page.running - page.first_tokens <= page.waiting + page.running
 
 
 def test_there_are_recorded_pages() -> None:
