@@ -2,7 +2,7 @@
 
 In: a request, candidates, what each of them holds of the prompt. Out: scores, 1 at the least cost.
 The cost of an endpoint, in seconds:
-- prompts that were sent there before and have no first token yet: `lanes.py`;
+- prompts that were sent there before and have no first token yet: `lanes.py`; more, where they are late;
 - its own prompt, of what the cache does not hold, with the term that grows with the square of the length;
 - the steps of all that, each of which also decodes what is being answered there, and half of the step under way;
 - where the KV cache is full: until answers have ended that make room;
@@ -28,7 +28,7 @@ import numpy as np
 from epp.dialects.request import Request
 from epp.endpoints.table import GAUGES, Candidates, Floats, Slots, all_true
 from epp.scheduling.adapters import AdapterNames
-from epp.scheduling.lanes import CHUNK, Lanes, Prompt
+from epp.scheduling.lanes import CHUNK, Backlog, Lanes, Prompt
 from epp.scheduling.plugin import ADAPTERS, DEFAULT_PRODUCER, PREFIX_MATCH, Context, Params, Ref, Scores, scorer
 from epp.scheduling.profile import capped
 from epp.scheduling.speeds import Speeds
@@ -41,6 +41,8 @@ ALIKE: Final = 0.02
 """Costs within this part of the least are the same: what is learned of two equal engines differs by more."""
 PROGRESS: Final = 0.9
 """Part of the work before a request that may be over without a page that says so."""
+GRACE: Final = 0.2
+"""Seconds that work may last longer than it should before an endpoint counts as late: four pages."""
 ADAPTER_LOAD: Final = 0.05
 """Seconds to bring an adapter to the GPU: estimate, 0.3 GB from host memory."""
 TRANSFER: Final = 0.026
@@ -113,7 +115,7 @@ class Cost:
         backlog = lanes.before(slots)
         step = a_step + an_answer * _answered(candidates, backlog.prompts) + a_context * backlog.context
         work = a_token * backlog.tokens + a_pair * backlog.pairs
-        left = np.maximum(work - (candidates.now - backlog.since), (1.0 - PROGRESS) * work)
+        left = np.maximum(_left(candidates, backlog, work), (1.0 - PROGRESS) * work)
         own = a_token * tokens + a_pair * pairs
         steps = 0.5 + (backlog.tokens + tokens) / CHUNK
         others = EFFORT + EVICTION * self._saved / max(1.0, self._asked_for)
@@ -138,6 +140,19 @@ def _less_where_unknown(scores: Scores, candidates: Candidates) -> Scores:
         return capped(scores, ~known)
     best: float = min(scores[each].max() for each in told)
     return np.minimum(scores, best)
+
+
+def _left(candidates: Candidates, backlog: Backlog, work: Floats) -> Floats:
+    """Seconds until the prompts before a request are computed; below 0: they should be, and no page has said so yet.
+
+    Where the page shows that they wait longer than they should (no room, an engine that stands still), each takes as
+    long as they are late: a wait of unknown length has lasted half of it, on average.
+    """
+    gone = candidates.now - backlog.since
+    _, known = candidates.column("waiting")
+    late = np.where(known & (backlog.prompts > 0), gone - work - GRACE, 0.0)
+    left: Floats = np.maximum(work - gone, late * backlog.prompts)
+    return left
 
 
 def _answered(candidates: Candidates, waiting: Floats) -> Floats:

@@ -96,8 +96,9 @@ def test_context_of_what_is_answered_makes_steps_longer() -> None:
     )
 
 
-def test_the_work_before_a_request_is_less_by_the_time_that_it_runs_but_a_tenth_of_it_stays() -> None:
-    """Our first prompt waits at slot 0: 20,000 tokens and 200,010,000 pairs, 1 + 0.300015 s."""
+def test_the_work_before_a_request_is_less_by_the_time_that_it_runs_until_it_is_late() -> None:
+    """Our first prompt waits at slot 0: 20,000 tokens and 200,010,000 pairs, 1 + 0.300015 s. A tenth of it stays for
+    another 0.2 s; after that it takes as long as it is late, as long as a page that is fresh has it."""
     plugin, candidates = scorer(), pool(IDLE, IDLE)
     before = asked(20_000, first=9)
     plugin.score(before, candidates)
@@ -105,7 +106,13 @@ def test_the_work_before_a_request_is_less_by_the_time_that_it_runs_but_a_tenth_
     plugin.chosen(before, candidates, candidates.slots[:1])
     work, own = 1.300015, (2 + 3 * 495 / 1_190) * OWN
     rest = own + (0.5 + 1_000 / 8_192) * 10e-3
-    for after, left in ((0.0, work), (0.3, work - 0.3), (60.0, 0.1 * work)):
+    for after, left in (
+        (0.0, work),
+        (0.3, work - 0.3),
+        (1.45, 0.1 * work),
+        (1.9, 1.9 - work - 0.2),
+        (60.0, 0.1 * work),
+    ):
         later = candidates.table.candidates(NOW + after)
         # Nothing runs, so no step is longer; pages are too old after a minute, and then what we count ourselves counts.
         costs = [left + own + (0.5 + 21_000 / 8_192) * 10e-3, rest]
