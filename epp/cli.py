@@ -170,6 +170,7 @@ def sim(
     jobs: int = 0,
     report: str = "",
     fail: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    prefill: int = 0,
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
@@ -204,6 +205,9 @@ def sim(
     fail
         "2@60:120": server 2 (of 0, 1, 2 and so on) fails 60 s after the beginning, warm-up included, and is back 120 s
         later with an empty cache; 180 s if that is not said. May be given several times.
+    prefill
+        The first so many servers only compute prompts, and send keys and values to the others: for configurations
+        with a prefill profile.
     list_
         Say which workloads there are.
     as_json
@@ -218,7 +222,7 @@ def sim(
     from epp.sim.outside.folder import report_folder, written
     from epp.sim.outside.sweep import spread
     from epp.sim.report import listed, progress, shown, tables
-    from epp.sim.scenarios import at_rates, failing, scenario
+    from epp.sim.scenarios import at_rates, disaggregated, failing, scenario
 
     if list_ or not workload:
         Console().print(listed())
@@ -230,6 +234,7 @@ def sim(
     policies = [policy(name, plugins) for name in config]
     profiles = fleet(engine or (tried_with.engine,), servers or tried_with.servers)
     through = spread(jobs)
+    tried_with = disaggregated(tried_with, prefill, len(profiles))
     if fail:
         tried_with = failing(tried_with, parse_failures(fail, len(profiles)))
     folder = report_folder(report) if report else None

@@ -51,6 +51,7 @@ TOLD: Final = (
     "e2e_p99_s",
     "balance",
     "requests",
+    "gpu_hours",
 )
 """Of `Figures`: what the document says, in its order."""
 COUNTED: Final = ("failed", "requests")

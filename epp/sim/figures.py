@@ -64,6 +64,8 @@ class Figures(msgspec.Struct, frozen=True):
     requests: float
     floor_s: float
     """What comes on top of every time to first token, on average; 0: there is none."""
+    gpu_hours: float | None = None
+    """Of all servers there were, busy or not, for a million output tokens; None: a profile names no GPU."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -137,7 +139,14 @@ def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Fig
         failed=len(asked) - len(answered),
         requests=len(asked),
         floor_s=FLOOR + FLOOR_A_TOKEN * (prompts / len(answered)) if answered else 0.0,
+        gpu_hours=_gpu_hours(world, seconds, sum(each.output_tokens for each in answered)),
     )
+
+
+def _gpu_hours(world: World, seconds: float, tokens: int) -> float | None:
+    if not tokens or not all(profile.gpu for profile in world.profiles):
+        return None
+    return sum(profile.gpus for profile in world.profiles) * seconds / 3600 / tokens * 1e6
 
 
 def ranked(values: Sequence[float], share: float) -> float | None:

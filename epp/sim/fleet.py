@@ -78,6 +78,8 @@ class Changes(msgspec.Struct, frozen=True):
     failures: tuple[Failure, ...] = ()
     autoscale: Autoscale | None = None
     detection: Seconds = DETECTION
+    prefill: int = 0
+    """The first so many servers compute prompts for the others, and make no answers."""
 
 
 STEADY: Final = Changes()

@@ -25,6 +25,7 @@ from epp.endpoints.table import Endpoint, EndpointTable, Page
 from epp.errors import Refusal
 from epp.headers import FAIRNESS_ID
 from epp.picker import Picker, PickerOptions
+from epp.scheduling.labels import ROLE
 from epp.sim.oracle import Oracle
 from epp.sim.profile import EngineProfile
 from epp.sim.vllm import Stats
@@ -106,6 +107,8 @@ class Routed:
         request = dialects.read((*HEADERS, (FAIRNESS_ID[0], tenant)), asked.prepared.body)
         ticket, _ = self.picker.decide(request, None, now, now)
         asked.held = ticket
+        if (prefill := ticket.decision.prefill) is not None:
+            asked.prefill = self._servers[prefill.endpoints[0]]
         return self._servers[ticket.endpoint.address]
 
     def answered(self, asked: Asked, now: float) -> None:
@@ -135,7 +138,9 @@ class Routed:
     def _seat(self, server: int, now: float) -> Seat:
         address = address_of(server)
         self._servers[address] = server
-        slot = self.table.put(Endpoint(name_of(server), address), now)
+        prefill = self._world.prefill
+        labels = {ROLE: "prefill" if server < prefill else "decode"} if prefill else {}
+        slot = self.table.put(Endpoint(name_of(server), address, labels), now)
         seat = self._seats[server] = Seat(slot, self.table.generation(slot))
         return seat
 

@@ -94,7 +94,7 @@ def _numbers(title: str, texts: int, *columns: str) -> Table:
 def _whole(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Table:
     runs = outcomes[0].runs
     title = f"{scenario.name}: {runs[0].whole.requests:,.0f} requests, {servers} servers, {len(runs)} seed(s)"
-    columns = ("TTFT mean", "p50", "p90", "p99", "tok/s", "good", "cached", "fullest", "failed")
+    columns = ("TTFT mean", "p50", "p90", "p99", "tok/s", "good", "cached", "fullest", "failed", "GPU h")
     table = _numbers(title, 1, "policy", *columns)
     for outcome in outcomes:
         whole = [run.whole for run in outcome.runs]
@@ -105,6 +105,7 @@ def _whole(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Tab
             *(_told(whole, name, 3) for name in ("goodput_share", "cached_share")),
             _told(whole, "balance", 2),
             _told(whole, "failed", 0),
+            _told(whole, "gpu_hours", 2),
         )
     return table
 

@@ -225,7 +225,15 @@ def scenario(name: str, trace: str = "") -> Scenario:
 
 def failing(scenario: Scenario, failures: Sequence[Failure]) -> Scenario:
     """The scenario with servers that fail."""
-    return msgspec.structs.replace(scenario, changes=Changes(tuple(failures)))
+    changes = msgspec.structs.replace(scenario.changes, failures=tuple(failures))
+    return msgspec.structs.replace(scenario, changes=changes)
+
+
+def disaggregated(scenario: Scenario, prefill: int, servers: int) -> Scenario:
+    """The scenario with so many servers that only compute prompts. Raises ConfigError: none is left for answers."""
+    if not 0 <= prefill < servers:
+        raise ConfigError(f"--prefill {prefill}: there are {servers} servers, and one at least must answer")
+    return msgspec.structs.replace(scenario, changes=msgspec.structs.replace(scenario.changes, prefill=prefill))
 
 
 def at_rates(scenario: Scenario, rates: Sequence[str], seconds: float) -> Scenario:

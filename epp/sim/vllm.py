@@ -11,7 +11,8 @@ Rules here:
   What a step finishes is retired by the next call, so `stats` in between show it running, as an engine's page does.
 - No time, no chance: the order of calls alone decides.
 - Nothing is done per token: contexts are summed as they grow, growth and ends of decodes are kept by step number.
-Left out: encoder inputs, speculative decoding, KV connectors, priorities (first come first served only).
+Left out: encoder inputs, speculative decoding, priorities (first come first served only); of KV connectors all but the
+prompt that comes whole.
 Source: vLLM v1 scheduler (`vllm/v1/core/sched`) as modelled by BLIS; defaults in the profiles.
 """
 
@@ -40,6 +41,9 @@ class EngineRequest(msgspec.Struct, frozen=True):
     them. May stop early: later blocks cannot be found again, but take their room like any other."""
     adapter: str = ""
     """LoRA adapter; empty: the base model."""
+    sent: bool = False
+    """Its prompt was computed by another engine and comes with its keys and values: only its last token is computed
+    here, unless it is preempted."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -354,16 +358,20 @@ class Engine:
         request, size = sequence.request, self.profile.block_size
         keys = request.keys[: (sequence.length - 1) // size]
         found, free = self.blocks.match(keys)
-        tokens = min(sequence.length - found * size, batch.budget)
-        if -(-(found * size + tokens) // size) - found > self.blocks.free - free:
+        here = sequence.length - 1 if request.sent and not sequence.preempted else found * size
+        tokens = min(sequence.length - here, batch.budget)
+        if -(-(here + tokens) // size) - found > self.blocks.free - free:
             return False
         room = -(-(request.prompt_tokens + request.output_tokens) // size)
         sequence.held = self.blocks.use(request.keys, found, room)
-        sequence.cached = sequence.computed = found * size
+        if here > found * size:
+            self.blocks.grow(sequence.held, -(-here // size) - found)
+            self.blocks.name(sequence.held, found, here // size)
+        sequence.cached = sequence.computed = here
         if not sequence.preempted:
-            batch.admitted.append((request.id, sequence.computed))
+            batch.admitted.append((request.id, found * size))
             self._queries += request.prompt_tokens
-            self._hits += sequence.computed
+            self._hits += found * size
         self._running[request.id] = sequence
         if request.adapter:
             self._adapters[request.adapter] += 1

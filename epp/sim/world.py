@@ -37,6 +37,10 @@ SAMPLE: Final = 0.1
 """Seconds between two looks at how the requests are spread."""
 PREPARED: Final = 1_024
 """Prompts that are kept as bodies and keys, at most: all 750 of the published workloads'."""
+TRANSFER: Final = 0.026
+TRANSFER_TOKEN: Final = 4.25e-6
+"""Seconds to send a prompt's keys and values from one server to another, and for each of its tokens: a line through
+what was published of pulls peer to peer on H200 (llm-d, gpt-oss-120b: 35 ms for 2,048 tokens, 235 ms for 49,152)."""
 PAUSE: Final = 1.0
 """Seconds between two stages that wait for each other, as in inference-perf."""
 RESET: Final = "reset"
@@ -98,6 +102,10 @@ class Asked(msgspec.Struct):
     came_at: float
     server: int = -1
     """-1: it was sent to none."""
+    prefill: int = -1
+    """Server that computes its prompt and sends keys and values to `server`; -1: `server` does it itself."""
+    place: int = -1
+    """Server that it is on now; -1: on none, or on its way between two."""
     first_at: float = 0.0
     """When the first token came."""
     ended_at: float = 0.0
@@ -196,6 +204,8 @@ class World:
         self.now = 0.0
         self.profiles = list(profiles)
         self.engines = [Engine(profile) for profile in profiles]
+        self.prefill = changes.prefill
+        """Servers 0 to here, this one not among them, compute prompts for the others."""
         self.worked = [0.0] * len(self.engines)
         """Seconds that each server computed."""
         self.fleet = Fleet(self, len(self.engines), changes)
@@ -261,7 +271,9 @@ class World:
         """What an engine is told of a request."""
         model, prepared = asked.arrival.model, asked.prepared
         adapter = "" if model == self.model else model
-        return EngineRequest(f"{asked.number}", prepared.prompt_tokens, asked.output_tokens, prepared.keys, adapter)
+        tokens = 1 if asked.place == asked.prefill else asked.output_tokens
+        sent = asked.prefill >= 0 and asked.place == asked.server
+        return EngineRequest(f"{asked.number}", prepared.prompt_tokens, tokens, prepared.keys, adapter, sent)
 
     # -- stages -----------------------------------------------------------------------------------------------------
 
@@ -311,19 +323,35 @@ class World:
             self._refused(asked, refusal, now)
             return
         assert asked.server in self.fleet.listed, f"server {asked.server} is not listed"
-        if asked.server in self.fleet.dead:
-            asked.refusal, asked.ended_at = CONNECT, now
+        if self._submit(asked, asked.server if asked.prefill < 0 else asked.prefill, now):
+            self._running[f"{asked.number}"] = asked
+        else:
             self._policy.ended(asked, now)
-            return
+
+    def _submit(self, asked: Asked, server: int, now: float) -> bool:
+        """Put a request on a server. False: it is refused, and says why."""
+        if server in self.fleet.dead:
+            asked.refusal, asked.ended_at = CONNECT, now
+            return False
+        asked.place = server
         try:
-            self.engines[asked.server].submit(self.engine_request(asked))
+            self.engines[server].submit(self.engine_request(asked))
         except Refusal as refusal:
             self._refused(asked, refusal, now)
-            self._policy.ended(asked, now)
-            return
-        self._running[f"{asked.number}"] = asked
-        if not self._stepping[asked.server]:
-            self._begin_step(asked.server, now)
+            return False
+        if not self._stepping[server]:
+            self._begin_step(server, now)
+        return True
+
+    def _hand_on(self, asked: Asked, now: float) -> None:
+        """Its prompt is computed; keys and values go to the server that answers."""
+        asked.place = -1
+        takes = TRANSFER + TRANSFER_TOKEN * asked.prompt_tokens
+        self.at(now + takes, partial(self._arrive, asked), Order.ARRIVAL)
+
+    def _arrive(self, asked: Asked, now: float) -> None:
+        if not self._submit(asked, asked.server, now):
+            self._end(self._running.pop(f"{asked.number}"), now)
 
     def _refused(self, asked: Asked, refusal: Refusal, now: float) -> None:
         asked.refusal, asked.ended_at = refusal.code, now
@@ -350,13 +378,18 @@ class World:
             return  # the server failed in the middle of it
         running = self._running
         for name, cached in step.admitted:
-            running[name].cached_tokens = cached
+            if running[name].prefill in (-1, server):
+                running[name].cached_tokens = cached
         for name in step.first:
             asked = running[name]
-            asked.first_at = now
-            self._policy.answered(asked, now)
+            if asked.prefill != server:
+                asked.first_at = now
+                self._policy.answered(asked, now)
         for name in step.finished:
-            self._end(running.pop(name), now)
+            if running[name].prefill == server:
+                self._hand_on(running[name], now)
+            else:
+                self._end(running.pop(name), now)
         self._begin_step(server, now)
 
     def _end(self, asked: Asked, now: float) -> None:
@@ -385,7 +418,7 @@ class World:
     def kill(self, server: int, now: float) -> None:
         self.engines[server] = Engine(self.profiles[server])
         self._stepping[server] = False
-        lost = [name for name, asked in self._running.items() if asked.server == server]
+        lost = [name for name, asked in self._running.items() if asked.place == server]
         for asked in [self._running.pop(name) for name in lost]:
             asked.refusal = RESET
             self._end(asked, now)

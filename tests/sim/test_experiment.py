@@ -104,7 +104,7 @@ def test_what_nobody_answered_is_a_dash_in_tables() -> None:
     Console(width=160, file=out).print(*tables(DEMO, 4, outcomes))
     text = out.getvalue()
     row = next(line.replace("│", " ").split() for line in text.splitlines() if line.startswith("│ a"))
-    assert row == ["a", *["-"] * 4, "0", "-", "-", "-", "7"]
+    assert row == ["a", *["-"] * 4, "0", "-", "-", "-", "7", "-"]
     assert "no answer" in text
 
 

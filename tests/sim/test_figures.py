@@ -26,6 +26,14 @@ def test_figures_of_two_requests_by_hand() -> None:
     assert whole.output_tok_s == pytest.approx(4 / 3)
     assert (whole.goodput_share, whole.cached_share, whole.failed, whole.requests) == (0.0, 0.0, 0, 2)
     assert whole.floor_s == pytest.approx(0.015 + 23 * 46e-6)
+    assert whole.gpu_hours is None
+
+
+def test_gpu_hours_are_those_of_all_servers_for_a_million_tokens() -> None:
+    """Two requests of two tokens in 3 s on two servers of four GPUs: 24 GPU-seconds for 4 tokens."""
+    profile = msgspec.structs.replace(ROUND, gpu="h100", gpus=4)
+    whole = measured(World([profile, profile], To(0), Given((0.0, 0.5)), 1).run((Stage(1.0, 1.0),))).whole
+    assert whole.gpu_hours == pytest.approx(24 / 3600 / 4 * 1e6)
 
 
 def test_what_was_in_the_cache_counts_by_tokens() -> None:

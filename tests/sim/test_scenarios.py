@@ -40,6 +40,7 @@ KEYS = [
     "e2e_p99_s",
     "balance",
     "requests",
+    "gpu_hours",
 ]
 
 
