@@ -34,7 +34,8 @@ from epp.sim.traces import Trace, Traced
 from epp.sim.world import Stage, World
 
 OURS: Final = "config/picker/cost.yaml"
-POLICIES: Final = (OURS, "default", "lmetric", "least-request", "round-robin", "random", "oracle")
+STICKY: Final = "config/picker/sticky.yaml"
+POLICIES: Final = (OURS, "default", STICKY, "lmetric", "least-request", "round-robin", "random", "oracle")
 AT_ONCE: Final = 100
 
 
