@@ -99,12 +99,10 @@ class Work:
 class Lane:
     """One endpoint's prompts that wait, in the order in which they were sent."""
 
-    __slots__ = ("drift", "prompts", "read_at", "work")
+    __slots__ = ("drift", "prompts", "work")
 
     def __init__(self) -> None:
         self.prompts: dict[Request, Sent] = {}
-        self.read_at = -math.inf
-        """When the latest page was asked for."""
         self.drift = 0.0
         """Prompts that wait beyond what its page comes to."""
         self.work: Work | None = None
@@ -135,6 +133,7 @@ class Lanes:
         self._sums: Floats = np.zeros((6, 0))
         self._since: Floats = np.zeros(0)
         self._read_at: Floats = np.zeros(0)
+        """When the latest page of each slot was asked for."""
         self._generated, self._ended = ANSWER, 1.0
 
     @property
@@ -247,13 +246,16 @@ class Lanes:
         if counts or seconds <= 0 or next(iter(lane.prompts)) is not request:
             return
         steps = 1.0 + sent.prompt.tokens / CHUNK
-        context = max(0.0, self._sums.item(FLIGHT, sent.slot) - self._sums.item(LENGTH, sent.slot))
-        self._speeds.learn(sent.slot, (steps, sent.prompt.tokens, 0.0, context * steps, sent.prompt.pairs), seconds)
+        context = self._context(sent.slot) * steps
+        self._speeds.learn(sent.slot, (steps, sent.prompt.tokens, 0.0, context, sent.prompt.pairs), seconds)
+
+    def _context(self, slot: int) -> float:
+        """Tokens that a step reads there: of the requests that are being answered, their prompts alone."""
+        return max(0.0, self._sums.item(FLIGHT, slot) - self._sums.item(LENGTH, slot))
 
     def _take(self, slot: int, at: float, totals: Totals) -> None:
         lane = self._lanes.setdefault(slot, Lane())
-        before, lane.read_at = lane.read_at, at
-        self._read_at[slot] = at
+        before, self._read_at[slot] = self._read_at.item(slot), at
         waiting = _without_first_token(lane, totals)
         known = sum(sent.at <= at for sent in lane.prompts.values())
         self._sums[OTHERS, slot] = max(0.0, waiting - known) if waiting < math.inf else 0.0
@@ -265,8 +267,7 @@ class Lanes:
         if lane.work is None or totals.running + totals.waiting == 0 or not totals.steps >= lane.work.latest.steps:
             lane.work = Work(totals, at)
             return
-        context = max(0.0, self._sums.item(FLIGHT, slot) - self._sums.item(LENGTH, slot))
-        lane.work.context += context * (totals.steps - lane.work.latest.steps)
+        lane.work.context += self._context(slot) * (totals.steps - lane.work.latest.steps)
         came, lane.work.latest = totals.first_tokens > lane.work.latest.first_tokens, totals
         took = at - lane.work.began_at
         if took >= SHORTEST and (not waiting or (came and took >= LONG)):
