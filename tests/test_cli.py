@@ -283,9 +283,11 @@ def test_an_experimental_plugin_is_validated_with_the_flag_of_serve(tmp_path: Pa
 
 
 def test_the_effective_configuration_is_printed_and_is_one(tmp_path: Path) -> None:
-    ended = run("config", str(ROOT / "config" / "picker" / "default.yaml"))
+    file = ROOT / "config" / "picker" / "default.yaml"
+    ended = run("config", str(file))
     assert ended.returncode == 0, ended.stderr
-    assert "    maxNumOfEndpoints: 1  # line 18\n" in ended.stdout
+    said = next(n for n, line in enumerate(file.read_text().splitlines(), 1) if "maxNumOfEndpoints: 1" in line)
+    assert f"    maxNumOfEndpoints: 1  # line {said}\n" in ended.stdout
     again = tmp_path / "effective.yaml"
     again.write_text(ended.stdout)
     ended = run("validate", str(again))
