@@ -39,7 +39,9 @@ def test_the_default_weighs_queue_two_cache_two_prefix_three() -> None:
 
 @pytest.mark.parametrize("sample", sorted(SAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_sample_decides(sample: Path) -> None:
-    decision = build(load_file(sample), Random(0)).schedule(ask(), pool(Page(waiting=0, kv_usage=0.5), None))
+    roles = [{"llm-d.ai/role": role} for role in ("decode", "prefill")]
+    pages = (Page(waiting=0, kv_usage=0.5), None)
+    decision = build(load_file(sample), Random(0)).schedule(ask(), pool(*pages, labels=roles))
     assert decision.endpoints
     assert decision.failures == ()
 
