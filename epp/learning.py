@@ -32,9 +32,9 @@ def learn_of_counters(ticket: Ticket, ratios: TokenRatios, table: EndpointTable,
     """Nothing was seen of the answer, so what prompts really are is learned from the engine's own counters; and what
     answers took of its cache, whoever asked for them."""
     slot, estimate = ticket.hold.slot, ticket.request.estimate
-    prompts = table.fact("prompts", slot)
-    if ticket.decision.prompt_tokens and not math.isnan(prompts):
-        ratios.counted(slot, table.fact("prompt_tokens", slot), prompts)
+    totals = table.totals(slot)
+    if ticket.decision.prompt_tokens and not math.isnan(totals.prompts):
+        ratios.counted(slot, totals.prompt_tokens, totals.prompts)
         exact = 0.0 if estimate else ticket.decision.prompt_tokens
-        told.computed(table, slot, ratios.answered(slot, table.fact("generated", slot)))
+        told.computed(table, slot, ratios.answered(slot, totals.generated))
         ratios.ran(slot, ticket.request.target_model, estimate, exact)

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import astuple
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -31,8 +33,6 @@ GAUGES: Final = ("waiting", "running", "kv_usage")
 """Told by pages; unknown once the page is older than the freshness limit."""
 FACTS: Final = ("kv_blocks", "block_size", "max_lora")
 """Told by pages too, but properties of the server: the last value holds until another is told."""
-TOTALS: Final = ("prompt_tokens", "prompts", "first_tokens", "steps", "processed", "generated")
-"""Likewise, but they only say something by how they grow: nothing for plugins."""
 COUNTS: Final = ("inflight", "inflight_tokens")
 """Our own counts, always known."""
 
@@ -73,6 +73,23 @@ class Page(msgspec.Struct, frozen=True):
         return self == Page(attributes=self.attributes) and all(math.isnan(value) for _, value in self.attributes)
 
 
+class Totals(msgspec.Struct, frozen=True):
+    """What a server has counted since its start, as its pages told it last; NaN: never told. It only says something by
+    how it grows, so it is no column."""
+
+    prompt_tokens: float = math.nan
+    prompts: float = math.nan
+    first_tokens: float = math.nan
+    steps: float = math.nan
+    processed: float = math.nan
+    generated: float = math.nan
+
+
+totals_of: Final = attrgetter(*Totals.__struct_fields__)
+"""Of a page, which has fields of the same names: None where it does not tell."""
+NOTHING: Final[tuple[float, ...]] = astuple(Totals())
+
+
 class Attribute:
     """One number of each endpoint that is no column of the table's own: who tells it is configured."""
 
@@ -98,7 +115,8 @@ class Columns:
 
     def __init__(self, freshness: float, attributes: Mapping[str, float]) -> None:
         self.freshness = freshness
-        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *TOTALS, *COUNTS)}
+        self._columns: dict[str, Floats] = {name: np.empty(0) for name in (*GAUGES, *FACTS, *COUNTS)}
+        self._totals: list[tuple[float, ...]] = []  # as `Totals`, which is only made of them when somebody asks
         self._told_waiting: Floats = np.empty(0)  # the page's alone; the column has what was sent since on top
         self._page_at: Floats = np.empty(0)
         self._attributes = {name: Attribute(limit) for name, limit in attributes.items()}
@@ -123,6 +141,7 @@ class Columns:
     def grow(self, size: int) -> None:
         """Make room for so many slots; `clear` gives the new ones their first values."""
         self._columns = {name: grown(column, size) for name, column in self._columns.items()}
+        self._totals += [NOTHING] * (size - len(self._totals))
         self._told_waiting, self._page_at = grown(self._told_waiting, size), grown(self._page_at, size)
         self._fresh = np.append(self._fresh, np.zeros(size - len(self._fresh), np.bool_))
         for attribute in self._attributes.values():
@@ -132,6 +151,7 @@ class Columns:
         """The slot has a new meaning: nothing is known of it. Call `show` before it is read."""
         for name, column in self._columns.items():
             column[slot] = 0.0 if name in COUNTS else np.nan
+        self._totals[slot] = NOTHING
         self._told_waiting[slot] = np.nan
         self._page_at[slot] = -np.inf
         self._fresh[slot] = False
@@ -157,10 +177,14 @@ class Columns:
         self._set("waiting", slot, waiting + recent)
         self._set("running", slot, math.nan if page.running is None else page.running)
         self._set("kv_usage", slot, math.nan if page.kv_usage is None else page.kv_usage)
-        for name in (*FACTS, *TOTALS):
+        for name in FACTS:
             value = getattr(page, name)
-            if value is not None:
+            if value is not None and value != self._columns[name].item(slot):
                 self._set(name, slot, value)
+        totals = totals_of(page)
+        if None in totals:
+            totals = tuple([old if new is None else new for new, old in zip(totals, self._totals[slot], strict=True)])
+        self._totals[slot] = totals
         self._page_at[slot] = now
         fresh = self._aged_to - now <= self.freshness
         if fresh:
@@ -232,6 +256,9 @@ class Columns:
     def one(self, name: str, slot: int) -> float:
         """One value, fresh or not; NaN: not told."""
         return self._columns[name].item(slot)
+
+    def totals(self, slot: int) -> Totals:
+        return Totals(*self._totals[slot])
 
     def page_at(self, slot: int) -> float:
         return self._page_at.item(slot)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from epp.endpoints.columns import COUNTS, FACTS, GAUGES, Bools, Columns, Floats, Page, Slots, all_true, grown
+from epp.endpoints.columns import COUNTS, FACTS, GAUGES, Bools, Columns, Floats, Page, Slots, Totals, all_true, grown
 from epp.endpoints.endpoint import Endpoint, address_text, host_text
 from epp.endpoints.rows import Hold, Slot
 
@@ -36,6 +36,7 @@ __all__ = (
     "Page",
     "Slot",
     "Slots",
+    "Totals",
     "address_text",
     "all_true",
     "host_text",
@@ -210,8 +211,12 @@ class EndpointTable:
         return self._columns.told(name, slots)
 
     def fact(self, name: str, slot: int) -> float:
-        """One of FACTS or TOTALS of one slot; NaN: never told."""
+        """One of FACTS of one slot; NaN: never told."""
         return self._columns.one(name, slot)
+
+    def totals(self, slot: int) -> Totals:
+        """What the server of one slot has counted, however old its page is."""
+        return self._columns.totals(slot)
 
     def page_at(self, slot: int) -> float:
         """When the last page was asked for; -inf: there never was one."""

@@ -8,12 +8,13 @@ The cost of an endpoint, in seconds:
 - where the KV cache is full: until answers have ended that make room;
 - an adapter that must be brought to the GPU, and for which a place must become free; in disaggregated serving, sending
   the KV cache to the endpoint of the other stage;
-- what it costs the others: `EFFORT` times its own prompt, for that is work which other requests wait for; `EVICTION`
-  times that, by the share of prompts that caches save, for what is computed pushes out as much; `PACE` times how much
-  longer its own answer takes than at an idle endpoint, else all that begin alike would go to one.
+- what it costs the others: `EVICTION` times its own prompt, by the share of prompts that caches save, for what is
+  computed pushes out as much; `PACE` times how much longer its own answer takes than at an idle endpoint, else all that
+  begin alike would go to one.
 Constants of the engines are learned (`speeds.py`), and so are the share that caches save and how long answers are.
 Rejected: a product of new tokens and batch size (LMetric, arXiv 2603.15202): nothing in it says that what is computed
-elsewhere is lost there, and prefixes are lost under load; a threshold where affinity ends, which somebody must set.
+elsewhere is lost there, and prefixes are lost under load; a threshold where affinity ends, which somebody must set;
+one's own prompt once more whatever caches save, for others wait for it: no better anywhere, and slower servers idle.
 Source: vLLM RFC 20962 (time to first token as queue, transfer and uncached blocks); the form of the step's time as in
 `speeds.py`; figures in docs/routing.md.
 """
@@ -26,17 +27,16 @@ from typing import Annotated, Final
 import numpy as np
 
 from epp.dialects.request import Request
-from epp.endpoints.table import GAUGES, Candidates, Floats, Slots, all_true
+from epp.endpoints.table import GAUGES, Bools, Candidates, Floats, Slots, all_true
 from epp.scheduling.adapters import AdapterNames
 from epp.scheduling.lanes import CHUNK, Backlog, Lanes, Prompt
 from epp.scheduling.plugin import ADAPTERS, DEFAULT_PRODUCER, PREFIX_MATCH, Context, Params, Ref, Scores, scorer
 from epp.scheduling.profile import capped
 from epp.scheduling.speeds import Speeds
 
-EFFORT: Final = 1.0
-EVICTION: Final = 3.0
+EVICTION: Final = 4.0
 PACE: Final = 0.01
-"""With 2 and 0.02 two of eight seeds of 73-capacity lost their prefixes at 40 requests a second, with these none."""
+"""With 0.02 two of eight seeds of 73-capacity lost their prefixes at 40 requests a second, with this none."""
 ALIKE: Final = 0.02
 """Costs within this part of the least are the same: what is learned of two equal engines differs by more."""
 PROGRESS: Final = 0.9
@@ -82,19 +82,21 @@ class Cost:
         match, length = self._match(request, candidates), float(request.tokens)
         held = np.minimum(match.blocks * float(match.block_tokens), max(0.0, length - 1.0))
         tokens = length - held
-        pairs = tokens * (held + (tokens + 1.0) / 2.0)
+        pairs = tokens * (0.5 * (held + (length + 1.0)))
         self._latest.append((candidates, tokens, pairs))
         costs = self._costs(request, candidates, tokens, pairs)
-        scores: Scores = np.minimum(1.0, costs.min() * (1.0 + ALIKE) / costs)
+        least = costs.item(costs.argmin())  # a third of the time that `min` takes
+        scores: Scores = np.minimum(1.0, least * (1.0 + ALIKE) / costs)
         return _less_where_unknown(scores, candidates)
 
     def chosen(self, request: Request, candidates: Candidates, slots: Slots) -> None:
-        found = next(((tokens, pairs) for asked, tokens, pairs in self._latest if asked is candidates), None)
-        if found is None:
+        found = [each for each in self._latest if each[0] is candidates]
+        if not found:
             return
+        _, tokens, pairs = found[0]
         slot, length = slots.item(0), float(request.tokens)
-        at = np.flatnonzero(candidates.slots == slot).item(0)
-        prompt = Prompt(found[0].item(at), found[1].item(at), length)
+        at = (candidates.slots == slot).argmax()
+        prompt = Prompt(tokens.item(at), pairs.item(at), length)
         self._lanes.send(request, slot, prompt, candidates.now)
         self._saved += MEMORY * (length - prompt.tokens - self._saved)
         self._asked_for += MEMORY * (length - self._asked_for)
@@ -113,17 +115,19 @@ class Cost:
         slots, lanes = candidates.slots, self._lanes
         a_step, a_token, an_answer, a_context, a_pair = self._speeds.of(slots, candidates.table.width)
         backlog = lanes.before(slots)
-        step = a_step + an_answer * _answered(candidates, backlog.prompts) + a_context * backlog.context
-        work = a_token * backlog.tokens + a_pair * backlog.pairs
-        left = np.maximum(_left(candidates, backlog, work), (1.0 - PROGRESS) * work)
+        longer = an_answer * _answered(candidates, backlog.prompts) + a_context * backlog.context
+        step = a_step + longer
         own = a_token * tokens + a_pair * pairs
-        steps = 0.5 + (backlog.tokens + tokens) / CHUNK
-        others = EFFORT + EVICTION * self._saved / max(1.0, self._asked_for)
-        answer = lanes.answer * step
-        costs: Floats = left + (1.0 + others) * own + steps * step + PACE * (answer - lanes.answer * a_step)
-        costs += _until_room(candidates, backlog.tokens + tokens) * answer
+        needed = backlog.tokens + tokens
+        others = EVICTION * self._saved / max(1.0, self._asked_for)
+        work = a_token * backlog.tokens + a_pair * backlog.pairs
+        costs = _left(candidates, backlog, work, self._speeds.learned(slots))
+        costs += (1.0 + others) * own + (0.5 + needed / CHUNK) * step + (PACE * lanes.answer) * longer
+        until = _until_room(candidates, needed)
+        if until is not None:
+            costs += until * (lanes.answer * step)
         if self._adapters.has(request.target_model, candidates):
-            costs += _until_adapter(request.target_model, candidates, answer)
+            costs += _until_adapter(request.target_model, candidates, lanes.answer * step)
         if request.peer is not None:
             costs += np.where(slots == request.peer, 0.0, TRANSFER + TRANSFER_TOKEN * tokens)
         return costs
@@ -132,7 +136,10 @@ class Cost:
 def _less_where_unknown(scores: Scores, candidates: Candidates) -> Scores:
     """An endpoint that lacks what others tell is at most what those that tell it all are on average; where nobody tells
     it all, nobody is better than the best that tells one thing."""
-    told = [known for known in (candidates.column(name)[1] for name in GAUGES) if known.any()]
+    masks = [candidates.column(name)[1] for name in GAUGES]
+    if all(map(all_true, masks)):
+        return scores
+    told = [known for known in masks if known.any()]
     known = np.logical_and.reduce(told) if told else np.ones(len(scores), np.bool_)
     if all_true(known):
         return scores
@@ -142,39 +149,46 @@ def _less_where_unknown(scores: Scores, candidates: Candidates) -> Scores:
     return np.minimum(scores, best)
 
 
-def _left(candidates: Candidates, backlog: Backlog, work: Floats) -> Floats:
+def _left(candidates: Candidates, backlog: Backlog, work: Floats, learned: Bools) -> Floats:
     """Seconds until the prompts before a request are computed; below 0: they should be, and no page has said so yet.
 
-    Where the page shows that they wait longer than they should (no room, an engine that stands still), each takes as
-    long as they are late: a wait of unknown length has lasted half of it, on average.
+    A tenth of the work is left in any case (`PROGRESS`), and all of it where nobody knows yet how fast it goes: else
+    the slowest engine would look like the emptiest. Where the page shows that they wait longer than they should (no
+    room, an engine that stands still), each takes as long as they are late: a wait of unknown length has lasted half
+    of it, on average.
     """
-    gone = candidates.now - backlog.since
+    ahead = work - (candidates.now - backlog.since)
+    late = (-GRACE - ahead) * backlog.prompts
     _, known = candidates.column("waiting")
-    late = np.where(known & (backlog.prompts > 0), gone - work - GRACE, 0.0)
-    left: Floats = np.maximum(work - gone, late * backlog.prompts)
+    if not all_true(known):
+        late = np.where(known, late, 0.0)
+    least = (1.0 - PROGRESS) * work
+    if not all_true(learned):
+        least = np.where(learned, least, work)
+    left: Floats = np.maximum(np.maximum(ahead, late), least)
     return left
 
 
 def _answered(candidates: Candidates, waiting: Floats) -> Floats:
     """Requests that are being answered: those that are there, less those whose prompt waits."""
-    inflight, _ = candidates.column("inflight")
-    running, known = candidates.column("running")
-    queued, told = candidates.column("waiting")
-    there = np.where(known & told, running + queued, inflight)
+    there = candidates.column("running")[0] + candidates.column("waiting")[0]
+    unknown = np.isnan(there)
+    if np.count_nonzero(unknown):
+        there = np.where(unknown, candidates.column("inflight")[0], there)
     answered: Floats = np.maximum(0.0, there - waiting)
     return answered
 
 
-def _until_room(candidates: Candidates, needed: Floats) -> Floats:
+def _until_room(candidates: Candidates, needed: Floats) -> Floats | None:
     """Until so many tokens fit into the KV cache, in times of an answer: these end evenly, and each gives back its
-    room. 0 where it is not known how full it is."""
-    usage, known = candidates.column("kv_usage")
-    blocks, told = candidates.column("kv_blocks")
-    size, said = candidates.column("block_size")
-    room = blocks * size
+    room. 0 where it is not known how full it is; None: they fit everywhere, as far as anyone knows."""
+    usage, _ = candidates.column("kv_usage")
+    room = candidates.column("kv_blocks")[0] * candidates.column("block_size")[0]
     lacking = needed - (1.0 - usage) * room
-    until: Floats = np.maximum(0.0, lacking) / np.maximum(1.0, usage * room)
-    return np.where(known & told & said, until, 0.0)
+    lacks = lacking > 0.0  # not where something is unknown
+    if not np.count_nonzero(lacks):
+        return None
+    return np.where(lacks, lacking / np.maximum(1.0, usage * room), 0.0)
 
 
 def _until_adapter(name: str, candidates: Candidates, answer: Floats) -> Floats:

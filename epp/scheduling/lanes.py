@@ -28,13 +28,15 @@ import msgspec
 import numpy as np
 
 from epp.dialects.request import Request
-from epp.endpoints.table import EndpointTable, Floats, Slots
+from epp.endpoints.table import EndpointTable, Floats, Slots, Totals
 from epp.scheduling.speeds import Speeds
 
 SHORTEST: Final = 0.5
 """Seconds of work that speeds are learned from, at least: ten pages."""
 LONG: Final = 5.0
-"""Likewise where prompts wait all the time: a step's share of the next prompt is then a few hundredths of it."""
+MANY: Final = 10.0
+"""Likewise where prompts wait all the time: seconds, or first tokens. What was computed of the next prompt is then a
+few hundredths of it; begun cold, an engine that is always busy must be known soon."""
 USUAL: Final = 0.01
 """Part of the usual prompt that each one replaces."""
 ANSWER: Final = 256.0
@@ -45,7 +47,6 @@ MOST: Final = 100_000
 """Requests in flight that are remembered: whoever never says that they are over cannot fill the memory."""
 CHUNK: Final = 8_192.0
 """Prompt tokens a step: vLLM's default on large GPUs, which no page tells."""
-TOTALS: Final = ("prompts", "first_tokens", "steps", "processed", "generated", "running", "waiting")
 COUNT, TOKENS, PAIRS, LENGTH, OTHERS, FLIGHT = range(6)
 """Rows of `Lanes._sums`: prompts that wait, their tokens to compute, the pairs of these, their tokens in all; prompts
 of others that wait; tokens of all prompts in flight."""
@@ -68,18 +69,6 @@ class Sent(msgspec.Struct, frozen=True):
     prompt: Prompt
     answers_at: int
     """Slot where its answer is made: another one in disaggregated serving."""
-
-
-class Totals(msgspec.Struct, frozen=True):
-    """What an engine counted since its start, and what is there now. NaN: it does not tell."""
-
-    prompts: float
-    first_tokens: float
-    steps: float
-    processed: float
-    generated: float
-    running: float
-    waiting: float
 
 
 class Work:
@@ -125,7 +114,7 @@ class Lanes:
     """Every endpoint's."""
 
     def __init__(self, speeds: Speeds) -> None:
-        self.usual = Prompt(1_000.0, 500_000.0, 1_000.0)
+        self._usual_tokens, self._usual_pairs = 1_000.0, 500_000.0
         """What prompts are on average."""
         self._speeds = speeds
         self._lanes: dict[int, Lane] = {}
@@ -157,12 +146,8 @@ class Lanes:
         self._sums[FLIGHT, slot] += prompt.length
         if len(self._sent) > MOST:
             self.follow(next(iter(self._sent)), True, now)  # nobody has said so
-        usual = self.usual
-        self.usual = Prompt(
-            usual.tokens + USUAL * (prompt.tokens - usual.tokens),
-            usual.pairs + USUAL * (prompt.pairs - usual.pairs),
-            usual.length + USUAL * (prompt.length - usual.length),
-        )
+        self._usual_tokens += USUAL * (prompt.tokens - self._usual_tokens)
+        self._usual_pairs += USUAL * (prompt.pairs - self._usual_pairs)
 
     def follow(self, request: Request, over: bool, now: float) -> None:
         """A request has its first token, or is over. One that was not sent from here is nobody's."""
@@ -184,24 +169,21 @@ class Lanes:
             self._grow(table.width)
         asked_at = table.pages_at(slots)
         new = asked_at > self._read_at[slots]
-        if not new.any():
+        if not np.count_nonzero(new):
             return
         told = slots[new]
-        totals = np.array([table.told(name, told) for name in TOTALS]).T
-        for slot, at, values in zip(told.tolist(), asked_at[new].tolist(), totals.tolist(), strict=True):
-            self._take(slot, at, Totals(*values))
+        running, waiting = table.told("running", told).tolist(), table.told("waiting", told).tolist()
+        for slot, at, runs, waits in zip(told.tolist(), asked_at[new].tolist(), running, waiting, strict=True):
+            self._take(slot, at, table.totals(slot), runs, waits)
 
     def before(self, slots: Slots) -> Backlog:
         """What waits before a new request at these slots. Call `read` first."""
-        sums = self._sums.take(slots, axis=1)  # a third of what an index takes
-        others, usual = sums[OTHERS], self.usual
-        return Backlog(
-            sums[COUNT] + others,
-            sums[TOKENS] + others * usual.tokens,
-            sums[PAIRS] + others * usual.pairs,
-            np.maximum(0.0, sums[FLIGHT] - sums[LENGTH]),
-            self._since[slots],
-        )
+        count, tokens, pairs, length, others, flight = self._sums.take(slots, axis=1)  # a third of what an index takes
+        if np.count_nonzero(others):
+            count += others
+            tokens += others * self._usual_tokens
+            pairs += others * self._usual_pairs
+        return Backlog(count, tokens, pairs, np.maximum(0.0, flight - length), self._since[slots])
 
     def forget(self, slot: int) -> None:
         """The slot will mean another endpoint: nothing runs there any more."""
@@ -230,9 +212,10 @@ class Lanes:
         """A prompt has its first token, or nobody waits for it any more."""
         first = next(iter(lane.prompts)) is request
         sent = lane.prompts.pop(request)
-        self._add(sent.slot, sent.prompt, -1.0)
-        if not lane.prompts:
-            self._sums[: LENGTH + 1, sent.slot] = 0.0  # what rounding has left
+        if lane.prompts:
+            self._add(sent.slot, sent.prompt, -1.0)
+        else:
+            self._sums[: LENGTH + 1, sent.slot] = 0.0  # nothing that rounding would have left
         if first:
             self._since[sent.slot] = now
         if lane.work is not None:
@@ -253,25 +236,29 @@ class Lanes:
         """Tokens that a step reads there: of the requests that are being answered, their prompts alone."""
         return max(0.0, self._sums.item(FLIGHT, slot) - self._sums.item(LENGTH, slot))
 
-    def _take(self, slot: int, at: float, totals: Totals) -> None:
-        lane = self._lanes.setdefault(slot, Lane())
+    def _take(self, slot: int, at: float, totals: Totals, running: float, waiting: float) -> None:
+        """A page was read: what it counts, and what runs and waits. NaN: it does not tell."""
+        lane = self._lanes.get(slot) or self._lanes.setdefault(slot, Lane())
         before, self._read_at[slot] = self._read_at.item(slot), at
-        waiting = _without_first_token(lane, totals)
-        known = sum(sent.at <= at for sent in lane.prompts.values())
-        self._sums[OTHERS, slot] = max(0.0, waiting - known) if waiting < math.inf else 0.0
-        if not lane.prompts:
+        unbegun = _without_first_token(lane, totals, running, waiting)
+        known = 0
+        if lane.prompts:
+            known = sum([sent.at <= at for sent in lane.prompts.values()])
+            began = at if math.isinf(before) else (before + at) / 2  # nobody knows when, between two pages
+            for request in list(islice(lane.prompts, known - int(min(unbegun, known)))):
+                self._leave(lane, request, began)
+        else:
             self._since[slot] = at
-        began = at if math.isinf(before) else (before + at) / 2  # nobody knows when, between two pages
-        for request in list(islice(lane.prompts, max(0, known - int(min(waiting, known))))):
-            self._leave(lane, request, began)
-        if lane.work is None or totals.running + totals.waiting == 0 or not totals.steps >= lane.work.latest.steps:
+        self._sums[OTHERS, slot] = max(0.0, unbegun - known) if unbegun < math.inf else 0.0
+        work = lane.work
+        if work is None or running + waiting == 0 or not totals.steps >= work.latest.steps:
             lane.work = Work(totals, at)
             return
-        lane.work.context += self._context(slot) * (totals.steps - lane.work.latest.steps)
-        came, lane.work.latest = totals.first_tokens > lane.work.latest.first_tokens, totals
-        took = at - lane.work.began_at
-        if took >= SHORTEST and (not waiting or (came and took >= LONG)):
-            self._learn(slot, lane.work, took)
+        work.context += self._context(slot) * (totals.steps - work.latest.steps)
+        came, work.latest = totals.first_tokens > work.latest.first_tokens, totals
+        took, prompts = at - work.began_at, totals.first_tokens - work.began.first_tokens
+        if took >= SHORTEST and (not unbegun or (came and (took >= LONG or prompts >= MANY))):
+            self._learn(slot, work, took)
             lane.work = Work(totals, at)
 
     def _learn(self, slot: int, work: Work, seconds: float) -> None:
@@ -289,12 +276,11 @@ class Lanes:
         self._speeds.learn(slot, (latest.steps - began.steps, computed, generated, work.context, pairs), seconds)
 
 
-def _without_first_token(lane: Lane, totals: Totals) -> float:
+def _without_first_token(lane: Lane, totals: Totals, running: float, waiting: float) -> float:
     """How many prompts at an engine have no first token; inf: it tells nothing of them."""
-    least, most = totals.waiting, totals.waiting + totals.running
-    counted = totals.prompts + most - totals.first_tokens
+    counted = totals.prompts + (waiting + running) - totals.first_tokens
     if math.isnan(counted):
-        return math.inf if math.isnan(least) else least
-    found = min(max(counted + lane.drift, least), most)
+        return math.inf if math.isnan(waiting) else waiting
+    found = min(max(counted + lane.drift, waiting), waiting + running)
     lane.drift = found - counted
     return found

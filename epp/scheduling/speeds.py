@@ -7,8 +7,9 @@ two are counters on the page; those two come of what was sent there.
 Rules here:
 - Weighted least squares with forgetting. Each piece of time weighs the same whatever its length, as its error is taken
   relative to it: so one in which the engine also stood still hardly counts, and none can carry the rest away.
-- Where little was seen the constants stay near those of the pool, which begin at `PRIOR`. So endpoints that are alike
-  look alike, a new one begins as the others are, and a slow GPU among fast ones is found out as it works.
+- Where little was seen the constants stay near those of the pool, which begin at `PRIOR`, times one factor: how slow
+  the engine is on the whole, which a few pieces tell. So endpoints that are alike look alike, a new one begins as the
+  others are, and a slow GPU among fast ones, or a pool of slow ones, is found out as it works.
 - Each constant stays within `MOST` times, and 1 / `MOST` of, its prior: who divides by them is safe.
 Rejected: mean times (time to first token by prompt tokens): they grow with the load, which is what is to be foretold;
 a model for each kind of GPU by its name: it would have to be right for every engine, version and flag.
@@ -23,7 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from epp.endpoints.table import Bools, Floats
+from epp.endpoints.table import Bools, Floats, all_true
 
 TERMS: Final = 5
 """Steps, prompt tokens, answer tokens, context, pairs."""
@@ -35,6 +36,8 @@ MEMORY: Final = 0.995
 with 0.97 it was forgotten between two of them."""
 TRUST: Final = 0.1
 """What the pool's constants weigh, in pieces of time."""
+WHOLE: Final = 0.01
+"""What it weighs, likewise, that an engine is on the whole as slow as the pool."""
 POOL: Final = 0.05
 """Part of the pool's constants that one endpoint's answer replaces."""
 
@@ -47,6 +50,8 @@ class Speeds:
 
     def __init__(self) -> None:
         self._factors: Floats = np.ones((TERMS, 0))
+        self._constants: Floats | None = None
+        """Factors times `PRIOR`, until something else is learned."""
         self._learned: Bools = np.zeros(0, np.bool_)
         self._normal: dict[int, tuple[Matrix, Floats]] = {}
         self._pool: Floats = np.ones(TERMS)
@@ -59,7 +64,13 @@ class Speeds:
         """
         if width > self._factors.shape[1]:
             self._grow(width)
-        return self._factors.take(slots, axis=1) * PRIOR[:, None]
+        if self._constants is None:
+            self._constants = self._factors * PRIOR[:, None]
+        return self._constants.take(slots, axis=1)
+
+    def learned(self, slots: npt.NDArray[np.int64]) -> Bools:
+        """Of which slots anything was learned, shape (N,). Call `of` first."""
+        return self._learned.take(slots)
 
     def learn(self, slot: int, did: Terms, seconds: float) -> None:
         """An engine was busy for so many seconds, and did this."""
@@ -70,22 +81,40 @@ class Speeds:
         if foreseen > 2.0:
             row *= 2.0 / foreseen
         matrix, vector = self._normal.get(slot, (np.zeros((TERMS, TERMS)), np.zeros(TERMS)))
-        matrix = MEMORY * matrix + np.outer(row, row)
+        matrix = MEMORY * matrix + row[:, None] * row
         vector = MEMORY * vector + row * min(1.0, 2.0 / max(foreseen, 1e-9))
         self._normal[slot] = matrix, vector
         self._learned[slot] = True
-        found = np.linalg.solve(matrix + TRUST * np.eye(TERMS), vector + TRUST * self._pool)
-        factors = self._factors[:, slot] = np.clip(found, 1.0 / MOST, MOST)
+        factors = self._factors[:, slot] = _solved(matrix, vector, self._pool)
         self._pool += POOL * (factors - self._pool)
-        self._factors[:, ~self._learned] = self._pool[:, None]
+        if not all_true(self._learned):
+            self._factors[:, ~self._learned] = self._pool[:, None]
+        self._constants = None
 
     def forget(self, slot: int) -> None:
         """The slot will mean another endpoint."""
         if self._normal.pop(slot, None) is not None:
             self._factors[:, slot] = self._pool
             self._learned[slot] = False
+            self._constants = None
 
     def _grow(self, width: int) -> None:
         new = np.repeat(self._pool[:, None], width - self._factors.shape[1], axis=1)
-        self._factors = np.concatenate((self._factors, new), axis=1)
+        self._factors, self._constants = np.concatenate((self._factors, new), axis=1), None
         self._learned = np.append(self._learned, np.zeros(new.shape[1], np.bool_))
+
+
+def _solved(matrix: Matrix, vector: Floats, pool: Floats) -> Floats:
+    """Factors that fit what was seen, near the pool's times how slow this engine is on the whole.
+
+    Rows of a slow engine are small, for they are parts of its time: what the pool weighs is made smaller alike.
+    """
+    whole = (float(pool @ vector) + WHOLE) / (float(pool @ matrix @ pool) + WHOLE)
+    whole = min(max(whole, 1.0 / MOST), MOST)
+    trust = TRUST / max(1.0, whole * whole)
+    found = np.linalg.solve(matrix + trust * _EYE, vector + trust * whole * pool)
+    factors: Floats = np.minimum(np.maximum(found, 1.0 / MOST), MOST)
+    return factors
+
+
+_EYE: Final = np.eye(TERMS)

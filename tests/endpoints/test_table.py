@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
-from epp.endpoints.table import Endpoint, EndpointTable, Page, address_text
+from epp.endpoints.table import Endpoint, EndpointTable, Page, Totals, address_text
 
 
 def server(name: str, address: str) -> Endpoint:
@@ -170,17 +171,16 @@ def test_when_pages_were_asked_for_is_told_of_any_slots_in_their_order() -> None
 
 
 def test_what_an_engine_has_counted_holds_however_old_its_page_is_and_goes_with_its_slot() -> None:
-    names = "prompts", "first_tokens", "steps", "processed", "generated"
     table = EndpointTable(freshness=2.0)
     slot = table.put(server("a", A), 0.0)
+    assert np.isnan(astuple(table.totals(slot))).all()
     page = Page(prompts=1.0, first_tokens=2.0, steps=3.0, processed=4.0, generated=5.0)
     table.page_told(slot, table.generation(slot), page, 0.0)
-    table.page_told(slot, table.generation(slot), Page(waiting=1.0, steps=6.0), 50.0)
-    told = [table.told(name, table.listed).item() for name in names]
-    assert told == [1.0, 2.0, 6.0, 4.0, 5.0]
+    table.page_told(slot, table.generation(slot), Page(waiting=1.0, steps=6.0, prompt_tokens=7.0), 50.0)
+    assert table.totals(slot) == Totals(7.0, 1.0, 2.0, 6.0, 4.0, 5.0)
     table.drop("default/a")
     assert table.put(server("b", B), 51.0) == slot
-    assert np.isnan([table.told(name, table.listed).item() for name in names]).all()
+    assert np.isnan(astuple(table.totals(slot))).all()
 
 
 def test_facts_of_one_slot_are_what_its_pages_told_last() -> None:

@@ -1,8 +1,8 @@
 """The cost of a request, worked out by hand with the constants that are taken of engines of which nothing is known:
 a step 10 ms, a token of a prompt 50 us, an answer's 5 us, one of context 0.06 us, a pair 1.5 ns.
 
-Until something is learned, caches save half of all prompt tokens, so a prompt costs others EFFORT + EVICTION / 2 =
-2.5 times its own time; an answer has 256 tokens; a step takes 8,192 tokens of prompts.
+Until something is learned, caches save half of all prompt tokens, so a prompt costs others EVICTION / 2 = 2 times its
+own time; an answer has 256 tokens; a step takes 8,192 tokens of prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from epp.dialects.request import Request
 from epp.endpoints.ejection import Ejection, EjectionParams
 from epp.endpoints.table import Candidates, Endpoint, EndpointTable, Page
 from epp.picker import Picker, PickerOptions
-from epp.scheduling.cost import ALIKE, cost
+from epp.scheduling.cost import ALIKE, Cost, cost
 from epp.scheduling.plugin import Context, Scorer
 from epp.scheduling.producers import approximate_prefix
 from epp.ticket import Outcome
@@ -36,6 +36,13 @@ CONFIG = Path(__file__).parents[2] / "config" / "picker" / "cost.yaml"
 IDLE = Page(running=0.0, waiting=0.0, kv_usage=0.0)
 OWN = 1_000 * 50e-6 + 1_000 * 1_001 / 2 * 1.5e-9
 """Seconds of a prompt of 1,000 tokens, of which nothing is cached: 0.05075075."""
+
+
+WORK = 1.300015
+"""Of one with 20,000 tokens and 200,010,000 pairs: 1 + 0.300015."""
+LATER = [(1 + 4 * 495 / 1_190) * OWN + (0.5 + tokens / 8_192) * 10e-3 for tokens in (21_000, 1_000)]
+"""What it costs behind that one, but for the wait, and where nothing waits. That prompt was cached nowhere, so what
+caches save is now 495 of 1,190 tokens; nothing runs, so no step is longer."""
 
 
 def asked(tokens: int = 1_000, first: int = 0, model: str = "base", max_tokens: int = 16) -> Request:
@@ -62,16 +69,16 @@ def approx(costs: list[float]) -> object:
 
 
 def test_what_waits_and_what_is_answered_there_costs_time() -> None:
-    """First: nothing is there. Its own prompt and what it costs others, 3.5 x 0.05075075; half of the step under way
-    and 1,000 / 8,192 of one, 0.62207 steps of 10 ms: 0.18384833.
+    """First: nothing is there. Its own prompt and what it costs others, 3 x 0.05075075; half of the step under way
+    and 1,000 / 8,192 of one, 0.62207 steps of 10 ms: 0.15847295.
 
     Second: four run and one waits, whose prompt is taken for one of 1,000 tokens and 500,000 pairs: 0.05075. A step
     takes 10 ms + 4 x 5 us = 10.02 ms, and 0.5 + 2,000 / 8,192 = 0.74414 of them run. An answer takes 256 x 20 us longer
-    than at an idle one, of which 0.01 count. 0.05075 + 0.17762763 + 0.00745629 + 0.0000512 = 0.23588512.
+    than at an idle one, of which 0.01 count. 0.05075 + 0.15225225 + 0.00745629 + 0.0000512 = 0.21050974.
     """
-    first = 3.5 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
-    second = 0.05075 + 3.5 * OWN + (0.5 + 2_000 / 8_192) * 10.02e-3 + 0.01 * 256 * 20e-6
-    assert [first, second] == pytest.approx([0.18384833, 0.23588512])
+    first = 3 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
+    second = 0.05075 + 3 * OWN + (0.5 + 2_000 / 8_192) * 10.02e-3 + 0.01 * 256 * 20e-6
+    assert [first, second] == pytest.approx([0.15847295, 0.21050974])
     candidates = pool(IDLE, Page(running=4.0, waiting=1.0, kv_usage=0.0))
     assert ratios(scorer(), asked(), candidates) == approx([first, second])
 
@@ -88,7 +95,7 @@ def test_context_of_what_is_answered_makes_steps_longer() -> None:
     table = candidates.table
     table.page_told(0, table.generation(0), Page(running=1.0, waiting=0.0, kv_usage=0.0), NOW)
     # That prompt was cached nowhere, so what caches save is now 495 of 1,190 tokens.
-    own = (1 + 1 + 3 * 495 / 1_190) * OWN
+    own = (1 + 4 * 495 / 1_190) * OWN
     steps = 0.5 + 1_000 / 8_192
     longer = 5e-6 + 0.06e-6 * 20_000
     assert ratios(plugin, asked(), table.candidates(NOW)) == approx(
@@ -96,27 +103,33 @@ def test_context_of_what_is_answered_makes_steps_longer() -> None:
     )
 
 
-def test_the_work_before_a_request_is_less_by_the_time_that_it_runs_until_it_is_late() -> None:
-    """Our first prompt waits at slot 0: 20,000 tokens and 200,010,000 pairs, 1 + 0.300015 s. A tenth of it stays for
-    another 0.2 s; after that it takes as long as it is late, as long as a page that is fresh has it."""
-    plugin, candidates = scorer(), pool(IDLE, IDLE)
-    before = asked(20_000, first=9)
+@pytest.mark.parametrize(
+    ("after", "left"), [(0.3, WORK - 0.3), (1.45, 0.1 * WORK), (1.9, 1.9 - WORK - 0.2), (60.0, 0.1 * WORK)]
+)
+def test_the_work_before_a_request_is_less_by_the_time_that_it_runs_until_it_is_late(after: float, left: float) -> None:
+    """Our first prompt waits at slot 0. A tenth of it stays for another 0.2 s; after that it takes as long as it is
+    late, as long as a page that is fresh has it: after a minute none is."""
+    plugin = scorer()
+    assert plugin.followed is not None
+    told = getattr(plugin.followed, "__self__", None)
+    assert isinstance(told, Cost)
+    for slot in (0, 1):  # a step of 10 ms with 1,000 tokens of 50 us: the constants stay what they are
+        told._speeds.learn(slot, (1.0, 1_000.0, 0.0, 0.0, 0.0), 0.06)
+    assert behind(plugin, after) == approx([left + LATER[0], LATER[1]])
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 1.45, 60.0])
+def test_where_nobody_knows_how_fast_work_goes_all_of_it_is_left_until_a_page_says_otherwise(after: float) -> None:
+    assert behind(scorer(), after) == approx([WORK + LATER[0], LATER[1]])
+
+
+def behind(plugin: Scorer, after: float) -> list[float]:
+    """What a prompt of 1,000 tokens costs so many seconds after one of 20,000 went to the first of two."""
+    candidates, before = pool(IDLE, IDLE), asked(20_000, first=9)
     plugin.score(before, candidates)
     assert plugin.chosen is not None
     plugin.chosen(before, candidates, candidates.slots[:1])
-    work, own = 1.300015, (2 + 3 * 495 / 1_190) * OWN
-    rest = own + (0.5 + 1_000 / 8_192) * 10e-3
-    for after, left in (
-        (0.0, work),
-        (0.3, work - 0.3),
-        (1.45, 0.1 * work),
-        (1.9, 1.9 - work - 0.2),
-        (60.0, 0.1 * work),
-    ):
-        later = candidates.table.candidates(NOW + after)
-        # Nothing runs, so no step is longer; pages are too old after a minute, and then what we count ourselves counts.
-        costs = [left + own + (0.5 + 21_000 / 8_192) * 10e-3, rest]
-        assert ratios(plugin, asked(), later) == approx(costs)
+    return ratios(plugin, asked(), candidates.table.candidates(NOW + after))
 
 
 def test_a_prompt_that_is_held_costs_its_last_token_and_no_queue_that_is_shorter_is_worth_more() -> None:
@@ -128,8 +141,8 @@ def test_a_prompt_that_is_held_costs_its_last_token_and_no_queue_that_is_shorter
     assert producer.chosen is not None
     producer.match(held, candidates)
     producer.chosen(held, candidates, candidates.slots[1:])
-    least = 3.5 * (50e-6 + 1_024 * 1.5e-9) + (0.5 + 1 / 8_192) * 10e-3
-    most = 3.5 * (1_024 * 50e-6 + 1_024 * 1_025 / 2 * 1.5e-9) + (0.5 + 1_024 / 8_192) * 10e-3
+    least = 3 * (50e-6 + 1_024 * 1.5e-9) + (0.5 + 1 / 8_192) * 10e-3
+    most = 3 * (1_024 * 50e-6 + 1_024 * 1_025 / 2 * 1.5e-9) + (0.5 + 1_024 / 8_192) * 10e-3
     assert ratios(plugin, asked(1_024), candidates) == approx([most, least])
 
 
@@ -137,7 +150,7 @@ def test_a_full_cache_costs_the_time_until_answers_make_room() -> None:
     """Half of 100 blocks of 16 tokens is free: 800 tokens, and 200 are lacking; as much is in use, so a fourth of an
     answer's 2.56 s passes."""
     full = Page(running=0.0, waiting=0.0, kv_usage=0.5, kv_blocks=100.0, block_size=16.0)
-    least = 3.5 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
+    least = 3 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
     assert ratios(scorer(), asked(), pool(IDLE, full)) == approx([least, least + 2.56 / 4])
 
 
@@ -158,7 +171,7 @@ def test_an_adapter_costs_its_load_and_where_no_place_is_free_an_answer() -> Non
     candidates = pool(lora("mine"), lora(), lora("other"))
     request = asked(model="mine")
     request.target_model = "mine"
-    base = 3.5 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
+    base = 3 * OWN + (0.5 + 1_000 / 8_192) * 10e-3
     assert ratios(scorer(), request, candidates) == approx([base, base + 0.05, base + 0.05 + 2.56])
     request = asked()
     request.target_model = "base"
@@ -167,7 +180,7 @@ def test_an_adapter_costs_its_load_and_where_no_place_is_free_an_answer() -> Non
 
 def test_the_other_stage_s_endpoint_needs_no_transfer() -> None:
     """26 ms and 4.25 us a token."""
-    base, request = 3.5 * OWN + (0.5 + 1_000 / 8_192) * 10e-3, asked()
+    base, request = 3 * OWN + (0.5 + 1_000 / 8_192) * 10e-3, asked()
     request.peer = 1
     assert ratios(scorer(), request, pool(IDLE, IDLE)) == approx([base + 0.026 + 4.25e-3, base])
 
@@ -202,7 +215,7 @@ def test_one_whose_page_lacks_a_gauge_is_no_better_than_the_known_ones_are_on_av
 def test_where_pages_are_too_old_our_own_count_says_who_is_answered() -> None:
     """The pages, of long ago, say nothing of what runs there, one of them until now."""
     candidates = pool(IDLE, IDLE, inflight=(600, 100)).table.candidates(NOW + 60)
-    base = 3.5 * OWN
+    base = 3 * OWN
     steps = 0.5 + 1_000 / 8_192
     costs = [base + steps * (10e-3 + each * 5e-6) + 0.01 * 256 * each * 5e-6 for each in (600, 100)]
     assert ratios(scorer(), asked(), candidates) == approx(costs)
