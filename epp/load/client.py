@@ -7,12 +7,17 @@ Rules here:
 - Times to tokens are measured from when the request was due: a client that cannot keep up does not flatter the server.
 - The client measures its own event loop's lag (`delay.py`); where that is not small, the figures are the client's.
 - A body is written before its request is due: what it costs to write a long one makes nothing late that is alone.
+- Nothing that one answer says changes what the next request is: no cookies are kept (a gateway would take the whole
+  load for one user, and send it to one server), no redirect is followed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import io
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -31,8 +36,18 @@ KEEPALIVE: Final = 4.0
 """Seconds that an idle connection is kept: less than the 5 s after which vLLM's server closes it, as a request sent
 into a closing connection would be an error of nobody's making."""
 
+REFUSAL_BYTES: Final = 1 << 16
+"""Of an answer that is an error: read so far, so that its connection can be used again; one with more is given up."""
+
 LARGE_BYTES: Final = 1 << 20
 """Bodies over this are sent piece by piece; in one they hold up the event loop, of which aiohttp warns."""
+
+
+_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""Of a header (RFC 9110, token)."""
+NO_SOCKET: Final = "no_socket"
+"""Kind of error: this machine has no more files, or no more ports. The server has no part in it."""
+_NO_SOCKET: Final = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS)
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -50,12 +65,12 @@ def parse_header(text: str) -> tuple[str, str]:
     """Read "name: value".
 
     Raises:
-        ConfigError: there is no name.
+        ConfigError: there is no name, or it or the value cannot be sent.
     """
-    name, colon, value = text.partition(":")
-    if not name.strip() or not colon:
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not re.fullmatch(_NAME, name) or not value.isprintable():
         raise ConfigError(f"--header {text!r}: expected as in 'authorization: Bearer TOKEN'")
-    return name.strip(), value.strip()
+    return name, value
 
 
 class Load:
@@ -70,6 +85,9 @@ class Load:
         """Seconds that a request was sent after it was due, at most."""
         self.lag: list[float] = []
         """Seconds that the event loop was late, sampled."""
+        self.began = 0.0
+        """By the run's clock."""
+        self.all_sent = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Load [Sent: {self.sent} | In flight: {self.in_flight} | Errors: {self.errors}]>"
@@ -109,14 +127,16 @@ async def run_load(
         `load`, complete.
     """
     load = Load() if load is None else load
-    start = clock() if start is None else start
+    load.began = start = clock() if start is None else start
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE)
     limits = aiohttp.ClientTimeout(total=client.answer_within)
     async with (
-        aiohttp.ClientSession(connector=connector, timeout=limits, headers=client.headers) as session,
+        aiohttp.ClientSession(
+            connector=connector, timeout=limits, headers=client.headers, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session,
         asyncio.TaskGroup() as tasks,
     ):
-        asker = _Asker(session, url.rstrip("/").removesuffix("/v1") + PATH, client, load, start, clock)
+        asker = _Asker(session, asked_at(url), client, load, start, clock)
         lag = tasks.create_task(watch_loop(clock, load.lag))
         asked = set[asyncio.Task[None]]()
         for arrival in arrivals:
@@ -125,10 +145,16 @@ async def run_load(
             task = tasks.create_task(asker.ask(arrival, body))
             asked.add(task)
             task.add_done_callback(asked.discard)
+        load.all_sent.set()
         if asked:
             await asyncio.wait(asked)
         lag.cancel()
     return load
+
+
+def asked_at(url: str) -> str:
+    """Where chats are asked for, of a URL as people have it: with or without `/v1`, or with the whole path."""
+    return url.rstrip("/").removesuffix(PATH).removesuffix("/v1") + PATH
 
 
 class _Asker:
@@ -160,8 +186,10 @@ class _Asker:
             error = await self._read(arrival, body, answer)
         except TimeoutError:
             error = "timeout"
-        except aiohttp.ClientConnectorError:
-            error = "connect"
+        except aiohttp.ClientConnectorCertificateError:
+            error = "certificate"
+        except aiohttp.ClientConnectorError as failed:
+            error = NO_SOCKET if failed.errno in _NO_SOCKET else "connect"
         except (aiohttp.ClientError, ConnectionError):
             error = "reset"
         finally:
@@ -171,11 +199,12 @@ class _Asker:
         """Returns the kind of error; empty: none."""
         headers = {"content-type": "application/json", "x-llm-d-inference-fairness-id": arrival.tenant}
         data = body if len(body) <= LARGE_BYTES else io.BytesIO(body)
-        async with self._session.post(self._url, data=data, headers=headers) as response:
+        async with self._session.post(self._url, data=data, headers=headers, allow_redirects=False) as response:
             answer.status = response.status
             answer.served_by = response.headers.get(self._client.served_by, "")
             if response.status != 200:
-                await response.read()
+                with contextlib.suppress(EOFError, TimeoutError, aiohttp.ClientError, ConnectionError):
+                    await response.content.readexactly(REFUSAL_BYTES)
                 return f"http_{response.status}"
             async for piece in response.content.iter_any():
                 answer.stream.feed(piece, self._now())
@@ -206,7 +235,7 @@ class _Answer:
             ttft=None if stream.first_at is None else stream.first_at - arrival.at,
             itl_mean=stream.itl_mean,
             itl_max=stream.pause_max if stream.itl_mean is not None else None,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
+            prompt_tokens=(usage and usage.prompt_tokens) or 0,
             completion_tokens=stream.completion_tokens,
             cached_tokens=usage.cached_tokens if usage else 0,
             served_by=self.served_by,

@@ -2,7 +2,8 @@
 
 In: a workload or a trace, its stages, targets. Out: `Block`s in order, and the arrivals of each.
 Rules here:
-- A block ends when its last answer has come: neither stages nor targets disturb each other.
+- A block ends when its last answer has come: neither stages nor targets disturb each other. But where stages are the
+  steps of one load, and there is one target, each begins when the one before it is over, answered or not.
 - Stages are one stream of requests played faster or slower, as in the simulator: so what one stage has asked the next
   may ask again, and what is new is new in every stage.
 - Two targets take turns in the order A B B A, so that whatever drifts (clocks of GPUs, other tenants, caches that
@@ -33,21 +34,25 @@ class Block(msgspec.Struct, frozen=True):
     target: int
     seconds: float
     """From its first second to the last arrival, at most."""
+    waits: bool = True
+    """The next block begins when the last answer of this one has come; else when its time is over."""
 
 
-def blocks(stages: Sequence[Stage], targets: int, turn: float) -> Iterator[Block]:
+def blocks(stages: Sequence[Stage], targets: int, turn: float, *, waits: bool = True) -> Iterator[Block]:
     """Blocks in order.
 
     Args:
         targets: 1 or 2, of which each gets every stage whole.
         turn: seconds of a block where two targets take turns; the last one of a stage may be shorter.
+        waits: each stage does for the one before it; else they are steps of one load.
     """
     for at, stage in enumerate(stages):
         length = turn if targets > 1 and not stage.warm_up else stage.seconds
         for part in range(math.ceil(stage.seconds / length)):
             order = range(targets) if part % 2 == 0 else reversed(range(targets))
             for target in order:
-                yield Block(at, stage, target, min(length, stage.seconds - part * length))
+                seconds = min(length, stage.seconds - part * length)
+                yield Block(at, stage, target, seconds, waits or stage.warm_up or targets > 1)
 
 
 class Stream:

@@ -38,8 +38,8 @@ class Goal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return result.ttft <= self.ttft and (result.itl_mean is None or result.itl_mean <= self.itl)
 
 
-def parse_goal(text: str) -> Goal:
-    """Read "ttft=2s,itl=50ms"; what is not named has its default.
+def parse_answer_goal(text: str) -> Goal:
+    """Read "ttft=2s,itl=50ms"; what is not named has its default. Goals of many answers are `sim.goal.parse_goal`'s.
 
     Raises:
         ConfigError: an unknown name, or no duration.

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from epp.load.client import Load
+from epp.load.client import NO_SOCKET, Load
 from epp.load.course import Block
 from epp.load.delay import Delay, delay, too_slow
 from epp.load.figures import Figures, Goal, balance, by_server, figures, on_servers
@@ -62,6 +62,11 @@ def _delay(measured: Sequence[Measured]) -> Delay:
 
 def _refused(own: Delay, measured: Sequence[Measured], targets: int) -> str:
     """Each target must be worth telling by its own median: the quicker one of two asks more of the client."""
+    if lacked := sum(result.error == NO_SOCKET for result in _results(measured)):
+        return (
+            f"this machine had no more files or ports for {lacked} requests, so what was measured is the client's "
+            "limit. Raise it (ulimit -n), lower --rate, or ask from several machines"
+        )
     for target in range(targets):
         ttfts = [result.ttft for result in _results(_of(measured, target)) if result.ttft is not None]
         if why := too_slow(own, percentile(ttfts, 0.5)):
@@ -96,7 +101,17 @@ def _figures(measured: Sequence[Measured], goal: Goal, servers: Sequence[str]) -
 
 
 def _sum_up(measured: Sequence[Measured], goal: Goal) -> Figures:
-    return figures(_results(measured), sum(_seconds_of(load) for _, load in measured), goal)
+    ends = (begin + _seconds_of(load) for begin, load in _laid(measured))
+    return figures(_results(measured), max(ends, default=0.0), goal)
+
+
+def _laid(measured: Sequence[Measured]) -> Iterator[tuple[float, Load]]:
+    """A target's blocks and when each begins, one after the other: what lies between two, as the other target's turn,
+    is cut out. Steps of one load overlap by what was still being answered."""
+    begin = 0.0
+    for block, load in measured:
+        yield begin, load
+        begin += _seconds_of(load) if block.waits else block.seconds
 
 
 def _seconds_of(load: Load) -> float:
@@ -157,13 +172,13 @@ def _times(result: Result) -> Times | None:
 
 
 def _busy(measured: Sequence[Measured], servers: Sequence[str]) -> Busy:
-    """A target's blocks one after the other; where two take turns, the other one's are cut out."""
+    """Over a target's blocks, as they are laid."""
     requests: list[tuple[int, float, float]] = []
-    begin = 0.0
-    for _, load in measured:
+    end = 0.0
+    for begin, load in _laid(measured):
         requests += on_servers(load.results, servers, begin)
-        begin += _seconds_of(load)
-    return busy(requests, len(servers), 0.0, begin)
+        end = max(end, begin + _seconds_of(load))
+    return busy(requests, len(servers), 0.0, end)
 
 
 # -- for people ----------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ class Result(msgspec.Struct, frozen=True):
     sent_at: float
     ended_at: float
     error: str
-    """Kind of error; empty: none. `http_<status>`, `connect`, `reset`, `timeout`, `truncated` (the answer ended before
-    its end), `stream_error` (the server told one in the stream), `malformed` (it is no stream of events), `cancelled`
-    (the run was stopped)."""
+    """Kind of error; empty: none. `http_<status>`, `connect`, `certificate`, `no_socket` (this machine has no more
+    of them), `reset`, `timeout`, `truncated` (the answer ended before its end), `stream_error` (the server told one in
+    the stream), `malformed` (it is no stream of events), `cancelled` (the run was stopped)."""
     status: int
     """HTTP status; 0: no answer."""
     ttft: float | None

@@ -7,7 +7,10 @@ Rules here: a run that is stopped has no report, for what had not ended is what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +28,7 @@ from epp.load.figures import Goal
 from epp.load.report import Measured, document, shown, tables
 from epp.load.results import percentile
 from epp.sim.outside.folder import written
-from epp.sim.scenarios import at_rates, scenario
+from epp.sim.scenarios import Scenario, at_rates, scenario
 from epp.sim.traces import Trace
 from epp.sim.workload import Workload
 from epp.sim.world import Stage
@@ -50,6 +53,9 @@ class Run(msgspec.Struct, frozen=True):
     """One URL, or two that are compared."""
     turn: float
     """Of a block, where two targets take turns."""
+    waits: bool = True
+    """A stage begins when all of the one before it is answered. Else stages are steps of one load; of two targets each
+    waits anyway, for the other's turn must not begin in it."""
     seed: int = 0
     goal: Goal = Goal()
     client: Client = Client(answer_within=PATIENCE)
@@ -57,15 +63,25 @@ class Run(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Raises: ConfigError."""
         for url in self.targets:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            if not _is_target(url):
                 raise ConfigError(f"{url!r} is not a target: give the URL of a gateway or a server, http://host:port")
-        if self.turn <= 0 or min(stage.seconds for stage in self.stages) <= 0:
-            raise ConfigError("--seconds and --block must be over 0")
+        if not all(0 < seconds < math.inf for seconds in (self.turn, *(stage.seconds for stage in self.stages))):
+            raise ConfigError("--seconds and --block must be over 0, and end")
+
+
+def _is_target(url: str) -> bool:
+    """Whether a path can be put behind it: a host, a port that may be or none, and neither query nor fragment."""
+    try:
+        parts = urlsplit(url)
+        whole = bool(parts.hostname) and parts.port != 0 and not {"?", "#"} & set(url)
+        return parts.scheme in ("http", "https") and whole
+    except ValueError:
+        return False
 
 
 def chosen(
     name: str, trace: str = "", rates: Sequence[str] = (), seconds: float | None = None, model: str = ""
-) -> tuple[Workload | Trace, tuple[Stage, ...]]:
+) -> Scenario:
     """Who asks, and in which stages, as `epp sim` has them.
 
     Args:
@@ -81,21 +97,31 @@ def chosen(
     found = scenario(name, trace)
     if rates or seconds is not None:
         found = at_rates(found, rates or ("1x",), SECONDS if seconds is None else seconds)
-    return msgspec.structs.replace(found.source, model=model or found.source.model), found.stages
+    source = msgspec.structs.replace(found.source, model=model or found.source.model)
+    return msgspec.structs.replace(found, source=source)
 
 
 async def measure(
     run: Run, begun: Callable[[Block, Load], None], clock: Callable[[], float] = time.monotonic
 ) -> list[Measured]:
-    """Send everything, block after block, and wait for every answer; tells `begun` of each block."""
+    """Send everything, block after block, and wait for every answer; tells `begun` of each block that is to begin."""
     sources = streams(run.source, run.seed, len(run.targets))
     measured: list[Measured] = []
-    for block in blocks(run.stages, len(run.targets), run.turn):
-        load = Load()
-        begun(block, load)
-        url = run.targets[block.target]
-        await run_load(sources[block.target].take(block), url, load=load, client=run.client, clock=clock)
-        measured.append((block, load))
+    start: float | None = None
+    async with asyncio.TaskGroup() as tasks:
+        for block in blocks(run.stages, len(run.targets), run.turn, waits=run.waits):
+            load = Load()
+            begun(block, load)
+            measured.append((block, load))
+            arrivals, url = sources[block.target].take(block), run.targets[block.target]
+            asking = run_load(arrivals, url, load=load, start=start, client=run.client, clock=clock)
+            answered = tasks.create_task(asking)
+            if block.waits:
+                await answered
+                start = None
+            else:
+                await load.all_sent.wait()
+                start = load.began + block.seconds
     return measured
 
 
@@ -109,6 +135,7 @@ async def run_and_report(run: Run, *, as_json: bool, folder: Path | None = None)
     Returns:
         The exit code: 0; 1 when the client was too slow to tell, nobody answered, or the page could not be written.
     """
+    _open_all_files()
     console = Console(stderr=as_json)
     watch = Watch(run, Console(stderr=True))
     measuring = asyncio.create_task(measure(run, watch.begun))
@@ -129,6 +156,13 @@ async def run_and_report(run: Run, *, as_json: bool, folder: Path | None = None)
     if folder and not written(folder, f"epp load {run.source.name}", told, [tables(told)], shown(told, measured)):
         return 1
     return _exit_code(told.get("targets", ()))
+
+
+def _open_all_files() -> None:
+    """Each request in flight is an open file, and shells allow a program 1,024 where the system allows many more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems say "no limit" and have one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _exit_code(targets: Sequence[dict[str, int]]) -> int:

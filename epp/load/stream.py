@@ -29,8 +29,9 @@ class CachedTokens(msgspec.Struct):
 class Usage(msgspec.Struct):
     """OpenAI's, as far as it is read here."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = 0
+    completion_tokens: int | None = 0
+    """None: it says null, as some gateways do that cannot count."""
     prompt_tokens_details: CachedTokens | None = None
 
     @property
@@ -57,7 +58,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: Usage | None = None
     error: Any = None
 
@@ -82,9 +83,12 @@ class StreamedAnswer:
         self.error = ""
         """`stream_error`: the server sent one in the stream; `malformed`: what came is no such stream."""
         self._rest = b""
+        self._heard = self._came = False
+        """An event or a comment came; anything at all."""
 
     def feed(self, data: bytes, now: float) -> None:
         """Take what came."""
+        self._came = True
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(line, now)
@@ -93,8 +97,12 @@ class StreamedAnswer:
 
     def end(self, now: float) -> str:
         """No more comes. Returns the kind of error; empty: the answer is whole."""
-        rest, self._rest = self._rest, b""
+        before, rest, self._rest = self.error, self._rest, b""
         self._take(rest, now)
+        if self.error == "malformed":
+            self.error = before  # a line that was cut is no garbage
+        if self._came and not self._heard:
+            return "malformed"
         return self.error or ("" if self.done else "truncated")
 
     @property
@@ -109,6 +117,7 @@ class StreamedAnswer:
         return (self.usage and self.usage.completion_tokens) or self.events
 
     def _take(self, line: bytes, now: float) -> None:
+        self._heard = self._heard or line.startswith((b"data:", b":"))
         if not line.startswith(b"data:"):
             return  # an empty line, a comment, the name of an event
         payload = line[len(b"data:") :].strip()
@@ -123,7 +132,7 @@ class StreamedAnswer:
         if event.error is not None:
             self.error = self.error or "stream_error"
         self.usage = event.usage or self.usage
-        if any(choice.delta is not None and choice.delta.says for choice in event.choices):
+        if any(choice.delta is not None and choice.delta.says for choice in event.choices or ()):
             self._token(now)
 
     def _token(self, now: float) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from epp.load import Client, Load, run_load, summarize
+from epp.load.client import NO_SOCKET, asked_at
 from epp.sim.profile import EngineProfile
 from epp.sim.serve import serve_model
 from epp.sim.serve.faults import Faults
 from epp.sim.workload import Arrival, Prompts, Workload
+from epp.telemetry.tls import self_signed
 from tests.sim.serving import client_of, metrics, post, profile, server
 
 pytestmark = pytest.mark.anyio
@@ -94,12 +99,17 @@ async def test_refusals_and_faults_are_told_apart() -> None:
         (OK + TOKEN + b"data: [DONE]\n\n", ""),
         (OK + TOKEN, "truncated"),
         (OK, "truncated"),
-        (OK + b'{"choices":[]}', "truncated"),
+        (OK + TOKEN + TOKEN[:30], "truncated"),
+        (OK + b'{"choices":[]}', "malformed"),
+        (OK + b"<html>log in</html>", "malformed"),
         (OK + TOKEN + b'data: {"error":{"message":"out of memory"}}\n\ndata: [DONE]\n\n', "stream_error"),
         (OK + b"data: <html>\n\n", "malformed"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\ndata", "reset"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\ndata\r\n", "reset"),
         (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "http_503"),
+        (b"HTTP/1.1 302 Found\r\nlocation: /v1/chat/completions\r\ncontent-length: 0\r\n\r\n", "http_302"),
+        (b"HTTP/1.1 307 Temporary Redirect\r\nlocation: /v1/chat/completions\r\ncontent-length: 0\r\n\r\n", "http_307"),
+        (b"HTTP/1.1 500 Oh\r\ncontent-length: 99\r\n\r\nbroken off", "http_500"),
         (b"nonsense\r\n\r\n", "reset"),
         (b"", "reset"),
     ],
@@ -177,6 +187,47 @@ async def test_two_loads_with_one_start_run_side_by_side() -> None:
     assert [load.errors for load in loads] == [0, 0]
 
 
+async def test_a_refusal_that_never_ends_is_read_no_further() -> None:
+    async with one_answer(b"HTTP/1.1 503 No\r\n\r\n" + b"x" * (32 << 20)) as (url, _):
+        load = await run_load([arrival()], url)
+    (result,) = load.results
+    assert (result.error, result.status) == ("http_503", 503)
+
+
+async def test_no_cookie_makes_one_user_of_all_requests() -> None:
+    told = b"HTTP/1.1 200 OK\r\nset-cookie: pod=3\r\n\r\n" + TOKEN + b"data: [DONE]\n\n"
+    async with one_answer(told) as (url, asked):
+        await run_load([arrival(), arrival(0.1)], url.replace("127.0.0.1", "localhost"))
+    assert len(asked) == 2
+    assert not any(b"\r\ncookie:" in head.lower() for head in asked)
+
+
+@pytest.mark.parametrize("given", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_chats_are_asked_for_at_one_path_however_the_url_is_given(given: str) -> None:
+    assert asked_at(f"http://h:1/team{given}") == "http://h:1/team/v1/chat/completions"
+
+
+async def test_a_machine_without_another_file_is_no_fault_of_the_server() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))  # what is open stays so, and nothing more is opened
+    try:
+        load = await run_load([arrival()] * 3, "http://127.0.0.1:9")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [result.error for result in load.results] == [NO_SOCKET] * 3
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    for file, content in zip((key, certificate), self_signed(), strict=True):
+        file.write_bytes(content)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    async with listening:
+        assert await errors(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}") == ["certificate"]
+
+
 async def errors(url: str, *, model: str = "tiny", answer_within: float = 5.0) -> list[str]:
     asked = Arrival(0.0, "team", model, (("user", "hi"),), 5, "s")
     load = await run_load([asked], url, client=Client(answer_within))
@@ -191,7 +242,8 @@ async def one_answer(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
     async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(answer)
-        await writer.drain()
+        with suppress(ConnectionError):  # who has read enough may leave
+            await writer.drain()
         writer.close()
 
     listening = await asyncio.start_server(say, "127.0.0.1", 0)

@@ -34,6 +34,13 @@ def test_two_targets_take_turns_and_neither_is_always_first() -> None:
     ]
 
 
+def test_steps_of_one_load_wait_for_nothing_but_where_the_other_target_has_its_turn() -> None:
+    stages = (Stage(9.0, 60.0, warm_up=True), SLOW, QUICK)
+    assert [each.waits for each in blocks(stages, 1, 20.0, waits=False)] == [True, False, False]
+    assert all(each.waits for each in blocks(stages, 2, 20.0, waits=False))
+    assert all(each.waits for each in blocks(stages, 1, 20.0))
+
+
 def test_blocks_of_one_rate_together_are_the_workload() -> None:
     (source,) = streams(NEW, 1, 1)
     taken = [list(source.take(part(SLOW, seconds))) for seconds in (1.0, 2.5, 0.5)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from epp.errors import ConfigError
-from epp.load.figures import Goal, Server, balance, by_server, figures, parse_goal
+from epp.load.figures import Goal, Server, balance, by_server, figures, parse_answer_goal
 from epp.load.results import Result
 
 
@@ -66,12 +66,12 @@ def test_the_goal_is_met_by_whole_answers_in_time(ttft: float | None, itl: float
 
 
 def test_goals_are_read_as_durations() -> None:
-    assert parse_goal("") == Goal()
-    assert parse_goal("ttft=500ms, itl=0.1s") == Goal(0.5, 0.1)
-    assert parse_goal("itl=50ms") == Goal(2.0, 0.05)
+    assert parse_answer_goal("") == Goal()
+    assert parse_answer_goal("ttft=500ms, itl=0.1s") == Goal(0.5, 0.1)
+    assert parse_answer_goal("itl=50ms") == Goal(2.0, 0.05)
     for wrong in ("ttft=fast", "ttfb=1s", "2s"):
         with pytest.raises(ConfigError, match="expected as in ttft=2s,itl=50ms"):
-            parse_goal(wrong)
+            parse_answer_goal(wrong)
 
 
 def test_each_server_has_its_part() -> None:

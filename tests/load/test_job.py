@@ -29,9 +29,9 @@ def test_its_arguments_are_a_run_that_can_begin() -> None:
     assert command.__name__ == "load"
     given = bound.arguments
     assert given["json"] is True
-    source, stages = chosen(given["workload"], "", given["rate"], given["seconds"], given["model"])
-    assert source.model == "Qwen/Qwen3-32B"
-    run = Run(source, stages, (given["target"],), turn=30.0)
+    asked = chosen(given["workload"], "", given["rate"], given["seconds"], given["model"])
+    assert asked.source.model == "Qwen/Qwen3-32B"
+    run = Run(asked.source, asked.stages, (given["target"],), turn=30.0)
     assert [stage.rate for stage in run.stages if not stage.warm_up] == [10.0]
 
 

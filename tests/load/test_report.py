@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from epp.load.client import Load
+from epp.load.client import NO_SOCKET, Load
 from epp.load.course import Block
 from epp.load.figures import Goal
 from epp.load.report import document, shown, tables
@@ -75,6 +75,21 @@ def test_stages_have_the_keys_of_the_whole_and_warm_up_is_in_neither() -> None:
     assert target["output_tok_s"] == 2.0  # 44 tokens in 10 + 12 s
     assert {name: server["requests"] for name, server in target["servers"].items()} == {"other": 2, "s": 2}
     assert says["client"] == {"late_p99_s": 0.0, "late_max_s": 0.0, "lag_p99_s": 0.0, "lag_max_s": 0.0}
+
+
+def test_steps_of_one_load_overlap_by_what_was_still_being_answered() -> None:
+    """Two steps of 9 s: the first one's answers end at 30 s, the second's at 9 + 12 s. 44 tokens in 30 s."""
+    steps = [Block(at, SLOW, 0, 9.0, waits=False) for at in range(2)]
+    measured = [(steps[0], answered(0.1, 0.2, ended_at=30.0)), (steps[1], answered(0.1, 0.2, ended_at=12.0))]
+    (target,) = told(measured)["targets"]
+    assert [stage["output_tok_s"] for stage in target["stages"]] == [round(22 / 30, 6), round(22 / 12, 6)]
+    assert target["output_tok_s"] == round(44 / 30, 6)
+
+
+def test_a_machine_that_lacked_files_or_ports_says_nothing_of_the_server() -> None:
+    says = told([(block(0), answered(0.1, error=NO_SOCKET)), (block(0), answered(*[0.1] * 1000))])
+    assert "targets" not in says
+    assert says["refused"].startswith("this machine had no more files or ports for 1 requests")
 
 
 def test_plots_show_each_target_without_its_warm_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from epp.load.run import Run, Watch, chosen, measure, run_and_report
 from epp.sim.serve.faults import Faults
 from epp.sim.workload import Prompts, Workload
 from epp.sim.world import Stage
-from tests.sim.serving import server
+from tests.sim.serving import profile, server
 
 pytestmark = pytest.mark.anyio
 
@@ -81,13 +82,13 @@ async def test_a_report_is_written_and_holds_what_was_printed(
 async def test_a_report_that_cannot_be_written_is_told_after_the_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "report.json").symlink_to("/dev/full")
+    (tmp_path / "report.json").mkdir()
     async with server() as served:
         run = Run(SHARED, (Stage(40.0, 0.3),), (f"http://{served.address}",), turn=1.0)
         assert await run_and_report(run, as_json=True, folder=tmp_path) == 1
     told = capsys.readouterr()
     assert json.loads(told.out)["workload"] == "test"
-    assert "report.json cannot be written: No space left on device" in told.err
+    assert "report.json cannot be written: Is a directory" in told.err
 
 
 async def test_a_dead_server_is_told_by_its_errors_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,16 +127,45 @@ async def test_progress_is_a_line_a_block_where_there_is_no_terminal() -> None:
 
 
 def test_a_workload_has_its_own_stages_unless_rates_are_given() -> None:
-    source, stages = chosen("73-capacity")
-    assert (source.name, source.model, stages[0].warm_up, stages[-1].rate) == ("73-capacity", "qwen3-32b", True, 60.0)
-    source, stages = chosen("73-capacity", rates=("3", "0.5x"), seconds=20.0, model="served")
-    assert source.model == "served"
-    assert [(stage.rate, stage.seconds) for stage in stages if not stage.warm_up] == [(3.0, 20.0), (30.0, 20.0)]
-    _, stages = chosen("73-capacity", seconds=20.0)
-    assert [(stage.rate, stage.seconds) for stage in stages if not stage.warm_up] == [(60.0, 20.0)]
+    asked = chosen("73-capacity")
+    assert (asked.source.name, asked.source.model, asked.waits) == ("73-capacity", "qwen3-32b", True)
+    assert (asked.stages[0].warm_up, asked.stages[-1].rate) == (True, 60.0)
+    asked = chosen("73-capacity", rates=("3", "0.5x"), seconds=20.0, model="served")
+    assert asked.source.model == "served"
+    assert [(stage.rate, stage.seconds) for stage in asked.stages if not stage.warm_up] == [(3.0, 20.0), (30.0, 20.0)]
+    asked = chosen("73-capacity", seconds=20.0)
+    assert [(stage.rate, stage.seconds) for stage in asked.stages if not stage.warm_up] == [(60.0, 20.0)]
 
 
-@pytest.mark.parametrize("url", ["nonsense", "ftp://h:1", "http://", "127.0.0.1:8000"])
+def test_steps_of_one_load_wait_for_nothing() -> None:
+    assert not chosen("bursty").waits
+    assert not chosen("bursty", rates=("2x",), seconds=20.0).waits
+
+
+async def test_a_step_begins_when_the_one_before_is_over_whatever_is_being_answered() -> None:
+    """Answers take 2 s and more (five tokens, 0.4 s each); six steps of half a second begin before the second ends."""
+    steps = (Stage(10.0, 0.5, warm_up=True), *(Stage(rate, 0.5) for rate in (10.0, 20.0) * 3))
+    sessions = []
+    async with server(profile(a0=0.4)) as served:
+        run = Run(SHARED, steps, (f"http://{served.address}",), turn=1.0, waits=False)
+        measured = await measure(run, lambda *_: None)
+    warm, *loads = [load for _, load in measured]
+    begun = [load.began - loads[0].began for load in loads]
+    assert begun == pytest.approx([0.5 * at for at in range(6)], abs=1e-6)
+    assert loads[0].began - warm.began >= 2.0  # the caches are full before it begins
+    for load in loads:
+        sessions += [result.scheduled_at for result in load.results]
+        assert all(not result.error and result.ended_at >= 2.0 for result in load.results)
+    assert all(0.0 <= at < 0.5 for at in sessions)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "ftp://h:1", "http://", "127.0.0.1:8000"),
+        *("http://:8000", "http://h:x", "http://h:0", "http://h:99999", "http://h/v1?key=x", "http://h#there"),
+    ],
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="is not a target: give the URL"):
         Run(SHARED, STAGES, (url,), turn=1.0)
@@ -146,11 +176,16 @@ def test_lengths_must_be_over_0() -> None:
         Run(SHARED, STAGES, ("http://h",), turn=0.0)
     with pytest.raises(ConfigError, match="--seconds and --block must be over 0"):
         Run(SHARED, (Stage(1.0, 0.0),), ("http://h",), turn=1.0)
+    for endless in (math.inf, math.nan):
+        with pytest.raises(ConfigError, match="--seconds and --block must be over 0, and end"):
+            Run(SHARED, (Stage(1.0, endless),), ("http://h",), turn=1.0)
+        with pytest.raises(ConfigError, match="--seconds and --block must be over 0, and end"):
+            Run(SHARED, STAGES, ("http://h",), turn=endless)
 
 
 def test_headers_are_read_as_they_are_written() -> None:
     assert parse_header("Authorization: Bearer a:b") == ("Authorization", "Bearer a:b")
-    for wrong in ("token", ": x"):
+    for wrong in ("token", ": x", "a b: c", "a: b\r\nc: d", "\u00e4: b"):
         with pytest.raises(ConfigError, match="expected as in 'authorization: Bearer TOKEN'"):
             parse_header(wrong)
     assert Client().headers == ()

@@ -77,6 +77,27 @@ def test_cached_tokens_that_the_server_does_not_know_are_none() -> None:
     assert missing.usage.cached_tokens == 0
 
 
+def test_counts_that_are_null_are_not_known() -> None:
+    stream = fed(
+        TOKEN, TOKEN, b'data: {"choices":null,"usage":{"prompt_tokens":null,"completion_tokens":null}}\n', DONE
+    )
+    assert (stream.end(4.0), stream.completion_tokens) == ("", 2)
+
+
+def test_a_line_that_was_cut_is_no_garbage_and_a_whole_one_is() -> None:
+    assert fed(TOKEN, b'data: {"choi').end(2.0) == "truncated"
+    assert fed(TOKEN, b'data: {"choi\n').end(2.0) == "malformed"
+    assert fed(TOKEN, b'data: {"choi\n', b'data: {"choi').end(2.0) == "malformed"
+    assert fed(TOKEN, b'data: {"error":"no"}').end(2.0) == "stream_error"
+
+
+def test_what_has_no_event_is_no_stream() -> None:
+    assert fed(b"<html>log in</html>\n").end(1.0) == "malformed"
+    assert fed(b'{"choices":[{"message":{"content":"all at once"}}]}').end(1.0) == "malformed"
+    assert fed(b": ping\n\n").end(1.0) == "truncated"
+    assert fed().end(1.0) == "truncated"
+
+
 def test_a_stream_of_a_real_vllm_is_read() -> None:
     stream = fed(recorded("chat-stream-usage.http"))
     assert stream.end(1.0) == ""
