@@ -8,7 +8,10 @@ Exit codes: 0 done, 1 it failed, 2 it was asked wrongly (flags or configuration)
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+from dataclasses import dataclass
+from errno import ENOSPC
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -19,6 +22,7 @@ from epp.flags import ServeFlags, normalised
 
 if TYPE_CHECKING:
     from epp.scheduling.catalogue import Catalogue
+    from epp.sim.scenarios import Scenario
 
 app = App(
     name="epp",
@@ -143,16 +147,46 @@ def load(
         Print one line of JSON, and nothing else.
     """
     from epp.load.client import Client, parse_header
-    from epp.load.figures import parse_goal
+    from epp.load.figures import parse_answer_goal
     from epp.load.run import PATIENCE, Run, chosen, run_and_report
     from epp.sim.outside.folder import report_folder
 
-    source, stages = chosen(workload, trace, rate, seconds, model)
+    asked = chosen(workload, trace, rate, seconds, model)
     client = Client(answer_within=PATIENCE, served_by=served_by, headers=tuple(map(parse_header, header)))
     targets = (target, versus) if versus else (target,)
-    run = Run(source, stages, targets, turn=block, seed=seed, goal=parse_goal(slo), client=client)
+    goal = parse_answer_goal(slo)
+    run = Run(asked.source, asked.stages, targets, block, asked.waits, seed, goal, client)
     folder = report_folder(report) if report else None
     return _run(run_and_report(run, as_json=json, folder=folder))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SimFlags:
+    """What `sim` and `plan` are both told."""
+
+    rate: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """Requests a second, or 1.5x for so many times the workload's own, in the place of its stages: one stage after the
+    other, "5,20,60,20,5"."""
+    seconds: float | None = None
+    """Length of each stage that `--rate` asks for; not given: 60."""
+    output_tokens: int = 0
+    """Length of every answer; 0: the workload's own."""
+    trace: str = ""
+    """File of requests, for workloads that need one."""
+    jobs: int = 0
+    """Runs at the same time; 0: one a core, where joblib is installed; 1: in this process."""
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False
+    """Print one line of JSON."""
+
+    def scenario(self, workload: str) -> Scenario:
+        """The workload as it is asked for. Raises ConfigError."""
+        from epp.sim.experiment import answers_of
+        from epp.sim.scenarios import at_rates, scenario
+
+        asked = scenario(workload, self.trace)
+        asked = at_rates(asked, self.rate, 60.0 if self.seconds is None else self.seconds) if self.rate else asked
+        return answers_of(asked, self.output_tokens) if self.output_tokens else asked
 
 
 @app.command
@@ -162,17 +196,12 @@ def sim(
     config: Annotated[tuple[str, ...], Parameter(negative="")] = ("default",),
     servers: int = 0,
     engine: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    rate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    seconds: float = 60.0,
-    output_tokens: int = 0,
-    trace: str = "",
     seeds: int = 1,
-    jobs: int = 0,
+    flags: SimFlags = SimFlags(),
     report: str = "",
     fail: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     prefill: int = 0,
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
     """Simulate a workload on a fleet of engines, under one policy or several, in virtual time.
 
@@ -187,19 +216,8 @@ def sim(
         Number of servers; 0: the workload's own.
     engine
         Engine profile: a name in the package, or a file; several take turns. Not given: the workload's own.
-    rate
-        Requests a second, or 1.5x for so many times the workload's own, in the place of its stages; may be given
-        several times.
-    seconds
-        Length of each stage that `--rate` asks for.
-    output_tokens
-        Length of every answer; 0: the workload's own.
-    trace
-        File of requests, for workloads that need one.
     seeds
         Runs of each policy, with seeds 1, 2, 3 and so on.
-    jobs
-        Runs at the same time; 0: one a core, where joblib is installed; 1: in this process.
     report
         Folder to write a page with plots to.
     fail
@@ -210,30 +228,28 @@ def sim(
         with a prefill profile.
     list_
         Say which workloads there are.
-    as_json
-        Print one line of JSON.
     """
     from json import dumps
 
     from rich.console import Console
 
-    from epp.sim.experiment import answers_of, document, fleet, policy, tried
+    from epp.sim.experiment import document, fleet, policy, tried
     from epp.sim.fleet import parse_failures
     from epp.sim.outside.folder import report_folder, written
     from epp.sim.outside.sweep import spread
     from epp.sim.report import listed, progress, shown, tables
-    from epp.sim.scenarios import at_rates, disaggregated, failing, scenario
+    from epp.sim.scenarios import disaggregated, failing
 
     if list_ or not workload:
         Console().print(listed())
         return 0 if list_ else 2
-    tried_with = scenario(workload, trace)
-    tried_with = at_rates(tried_with, rate, seconds) if rate else tried_with
-    tried_with = answers_of(tried_with, output_tokens) if output_tokens else tried_with
+    if flags.seconds is not None and not flags.rate:
+        raise ConfigError("--seconds is the length of the stages that --rate asks for: give both")
+    tried_with = flags.scenario(workload)
     plugins = _catalogue()
     policies = [policy(name, plugins) for name in config]
     profiles = fleet(engine or (tried_with.engine,), servers or tried_with.servers)
-    through = spread(jobs)
+    through = spread(flags.jobs)
     tried_with = disaggregated(tried_with, prefill, len(profiles))
     if fail:
         tried_with = failing(tried_with, parse_failures(fail, len(profiles)))
@@ -241,15 +257,16 @@ def sim(
     with progress(len(policies) * seeds) as done:
         outcomes = tried(tried_with, profiles, policies, seeds, done, through)
     told, parts = document(tried_with, outcomes), list(tables(tried_with, len(profiles), outcomes))
-    if as_json:
-        print(dumps(told), flush=True)
-    else:
-        console = Console(width=None if sys.stdout.isatty() else 160)
-        for each in parts:
-            console.print(each)
-    if folder and not written(folder, f"epp sim {workload}", told, parts, shown(outcomes)):
-        return 1
-    return 0
+    try:
+        if flags.as_json:
+            print(dumps(told), flush=True)
+        else:
+            console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
+            for each in parts:
+                console.print(each)
+    finally:  # nobody may be there to read it
+        whole = not folder or written(folder, f"epp sim {workload}", told, parts, shown(outcomes))
+    return 0 if whole else 1
 
 
 @app.command
@@ -260,17 +277,13 @@ def plan(
     price: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     config: str = "default",
     engine: str = "",
-    rate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    seconds: float = 60.0,
-    output_tokens: int = 0,
-    trace: str = "",
     seeds: int = 1,
+    flags: SimFlags = SimFlags(),
     most: int = 0,
     autoscale: Annotated[bool, Parameter(negative="")] = False,
     least: int = 1,
     target: float = 0.0,
     cold_start: float = 180.0,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
     """Find out how many servers a workload needs and what they cost, by search over the simulator, beside round robin.
 
@@ -286,15 +299,6 @@ def plan(
         As for `epp sim`.
     engine
         Engine profile: a name in the package, or a file. Not given: the workload's own.
-    rate
-        Load over time: requests a second of one stage after the other, "5,20,60,20,5", in the place of the workload's
-        own stages.
-    seconds
-        Length of each stage that `--rate` asks for.
-    output_tokens
-        Length of every answer; 0: the workload's own.
-    trace
-        File of requests, for workloads that need one.
     seeds
         Runs of each fleet, with seeds 1, 2, 3 and so on; each must meet the goal.
     most
@@ -304,34 +308,30 @@ def plan(
     least
         Servers that it always keeps.
     target
-        Requests in flight a server that it steers for; 0: as many as in the fixed fleet's fullest stage.
+        Requests in flight a server that it steers for. Not given: several are tried.
     cold_start
         Seconds until a server that starts is there; one that failed, too.
-    as_json
-        Print one line of JSON.
     """
     from json import dumps
 
     from rich.console import Console
 
-    from epp.sim.experiment import answers_of, policy
+    from epp.sim.experiment import policy
     from epp.sim.goal import parse_goal, parse_prices, price_of
+    from epp.sim.outside.sweep import spread
     from epp.sim.plan import Bounds, Planner, gentle, plan
     from epp.sim.plan_report import document, tables, working
     from epp.sim.profile import load_profile
-    from epp.sim.scenarios import at_rates, scenario
 
-    tried = scenario(workload, trace)
-    tried = at_rates(tried, rate, seconds) if rate else tried
-    tried = answers_of(tried, output_tokens) if output_tokens else tried
+    tried = flags.scenario(workload)
     profile, plugins = load_profile(engine or tried.engine), _catalogue()
     policies = [policy(name, plugins) for name in dict.fromkeys((config, "round-robin"))]
     goal, cost = parse_goal(slo), price_of(profile, parse_prices(price))
     bounds = Bounds(least, most, target, cold_start)
+    planner, through = Planner(gentle(tried), profile, goal, seeds), spread(flags.jobs)
     with working() as done:
-        planner = Planner(gentle(tried), profile, goal, seeds, done)
-        made = plan(planner, policies, cost, bounds, autoscale=autoscale)
-    if as_json:
+        made = plan(planner, policies, cost, bounds, autoscale=autoscale, through=through, done=done)
+    if flags.as_json:
         print(dumps(document(made)))
     else:
         console = Console(width=None if sys.stdout.isatty() else 160)
@@ -466,5 +466,13 @@ def main() -> NoReturn:
     except (ConfigError, ValueError) as error:
         print(f"epp: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who read the result has gone, `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+        print(f"epp: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

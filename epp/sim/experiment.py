@@ -5,6 +5,9 @@ the document that `epp sim --json` prints.
 Rules here:
 - What is run is data (`Trial`), so that somebody else may run it, in another process or on another machine
   (`sweep.py`): figures are put together by what was asked for, never by who was done first.
+- Who does not know in advance what is to be run (`plan.py`) says it step by step: a `Search` yields trials and is sent
+  what became of them. Several go on at once, each step of all of them together, so whoever makes the runs has more to
+  do at a time, and what is found does not depend on him.
 - A policy is a configuration file, `default` (the picker without one), or a reference by its name. A file of that name
   comes first.
 - Everything is read and checked before anything runs.
@@ -13,9 +16,10 @@ Rules here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -27,7 +31,8 @@ from epp.sim.figures import Figures, Means, Run, interval, known, measured, merg
 from epp.sim.lmetric import lmetric
 from epp.sim.policies import REFERENCES, reference, routed
 from epp.sim.profile import EngineProfile, load_profile
-from epp.sim.scenarios import Scenario
+from epp.sim.scenarios import Scenario, bounded
+from epp.sim.traces import MOST_TOKENS
 from epp.sim.workload import Workload
 from epp.sim.world import Policy, World
 
@@ -81,23 +86,36 @@ class Named(msgspec.Struct, frozen=True, eq=False):
         return reference(self.name, seed) if self.config is None else routed(self.config, seed)
 
 
-class Trial(msgspec.Struct, frozen=True, eq=False):
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Trial(msgspec.Struct, Generic[R], frozen=True, eq=False):
     """One run that is to be made."""
 
     scenario: Scenario
     profiles: tuple[EngineProfile, ...]
     policy: Named
     seed: int
+    seen: Callable[[World], R]
+    """What is kept of it when it is over. Goes to where the run is made: a function that can be imported there."""
 
-    def run(self) -> Run:
+    def run(self) -> R:
         """Make it. The same on every machine."""
         tried = self.scenario
         world = World(self.profiles, self.policy.make(self.seed), tried.source, self.seed, tried.changes)
-        return measured(world.run(tried.stages, waits=tried.waits))
+        return self.seen(world.run(tried.stages, waits=tried.waits))
 
 
-Through = Callable[[Sequence[Trial]], Iterable[tuple[int, Run]]]
-"""Who makes runs: takes them all, and gives each one's place and result, in any order."""
+class Through(Protocol):
+    """Who makes runs."""
+
+    def __call__(self, trials: Sequence[Trial[R]], /) -> Iterable[tuple[int, R]]:
+        """Take them all, and give each one's place and result, in any order."""
+
+
+Search = Generator[Sequence[Trial[R]], Sequence[R], T]
+"""Yields runs that it needs next, is sent their results in the same order, and returns what it found."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -118,17 +136,25 @@ def policy(name: str, plugins: Catalogue) -> Named:
     Raises:
         ConfigError: the file cannot be used, or there is neither a file nor a reference of this name.
     """
-    if not Path(name).exists() and name == LMETRIC:
+    if not _is_there(name) and name == LMETRIC:
         return Named(name, lmetric())
-    if not Path(name).exists() and name in REFERENCES:
+    if not _is_there(name) and name in REFERENCES:
         return Named(name, None)
-    if not Path(name).exists() and name != DEFAULT:
+    if not _is_there(name) and name != DEFAULT:
         raise ConfigError(
             f"--config {name}: no such file; there are also {DEFAULT}, {', '.join((LMETRIC, *REFERENCES))}"
         )
-    config: Config = load("", plugins=plugins) if name == DEFAULT else load_file(name, plugins, experimental=True)
+    config: Config = load_file(name, plugins, experimental=True) if _is_there(name) else load("", plugins=plugins)
     routed(config, 0)
     return Named(name, config)
+
+
+def _is_there(name: str) -> bool:
+    """Is there a file of this name? A pipe is one; a folder beside one's work, called as a policy is, is none."""
+    try:
+        return Path(name).exists() and not Path(name).is_dir()
+    except OSError:  # a name that no file can have, or in a folder that may not be looked into
+        return False
 
 
 def fleet(engines: Sequence[str], servers: int) -> tuple[EngineProfile, ...]:
@@ -142,16 +168,53 @@ def fleet(engines: Sequence[str], servers: int) -> tuple[EngineProfile, ...]:
 
 
 def answers_of(scenario: Scenario, tokens: int) -> Scenario:
-    """The scenario with answers of another length. Raises ConfigError: it is a trace."""
+    """The scenario with answers of another length. Raises ConfigError: it is a trace, or they have no token."""
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise ConfigError(f"--output-tokens {tokens}: 1 to {MOST_TOKENS} are expected")
     if not isinstance(scenario.source, Workload):
         raise ConfigError("--output-tokens: a trace says how long its answers are")
     tenants = tuple(msgspec.structs.replace(tenant, output_tokens=tokens) for tenant in scenario.source.tenants)
     return msgspec.structs.replace(scenario, source=msgspec.structs.replace(scenario.source, tenants=tenants))
 
 
-def in_turn(trials: Sequence[Trial]) -> Iterator[tuple[int, Run]]:
+def in_turn(trials: Sequence[Trial[R]]) -> Iterator[tuple[int, R]]:
     """Make runs one after the other, here."""
     return ((at, trial.run()) for at, trial in enumerate(trials))
+
+
+def made(trials: Sequence[Trial[R]], through: Through = in_turn, done: Callable[[], None] = lambda: None) -> list[R]:
+    """Have runs made: their results, in the order of the trials.
+
+    Args:
+        through: who makes the runs; `sweep.spread` gives them to all cores, or to a cluster.
+        done: called after each run.
+
+    Raises:
+        ConfigError: as `through`.
+    """
+    runs: dict[int, R] = {}
+    for at, run in through(trials):
+        runs[at] = run
+        done()
+    return [runs[at] for at in range(len(trials))]
+
+
+def searched(
+    searches: Sequence[Search[R, T]], through: Through = in_turn, done: Callable[[], None] = lambda: None
+) -> list[T]:
+    """What each search finds; what all of them need next is made at once. Arguments and errors as of `made`."""
+    found: dict[int, T] = {}
+    results: dict[int, Sequence[R] | None] = dict.fromkeys(range(len(searches)))
+    while results:
+        needed: dict[int, Sequence[Trial[R]]] = {}
+        for at, got in results.items():
+            try:
+                needed[at] = next(searches[at]) if got is None else searches[at].send(got)
+            except StopIteration as end:
+                found[at] = end.value
+        runs = iter(made([trial for each in needed.values() for trial in each], through, done))
+        results = {at: list(islice(runs, len(each))) for at, each in needed.items()}
+    return [found[at] for at in range(len(searches))]
 
 
 def tried(
@@ -162,23 +225,18 @@ def tried(
     done: Callable[[], None] = lambda: None,
     through: Through = in_turn,
 ) -> list[Outcome]:
-    """Run every policy with every seed.
-
-    Args:
-        done: called after each run.
-        through: who makes the runs; `sweep.spread` gives them to all cores, or to a cluster.
+    """Run every policy with every seed. Arguments as of `made`.
 
     Raises:
-        ConfigError: as `through`.
+        ConfigError: as `made`; there is no seed, or the scenario is too much for one machine.
     """
-    trials = [Trial(scenario, tuple(profiles), each, seed) for each in policies for seed in range(1, seeds + 1)]
-    runs: dict[int, Run] = {}
-    for at, run in through(trials):
-        runs[at] = run
-        done()
-    return [
-        Outcome(each.name, tuple(runs[at * seeds + seed] for seed in range(seeds))) for at, each in enumerate(policies)
-    ]
+    if seeds < 1:
+        raise ConfigError(f"--seeds {seeds}: at least 1 is expected")
+    bounded(scenario)
+    fleet = tuple(profiles)
+    trials = [Trial(scenario, fleet, each, seed, measured) for each in policies for seed in range(1, seeds + 1)]
+    runs = iter(made(trials, through, done))
+    return [Outcome(each.name, tuple(islice(runs, seeds))) for each in policies]
 
 
 # -- the document ------------------------------------------------------------------------------------------------------

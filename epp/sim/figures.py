@@ -16,13 +16,14 @@ Source: floor: BLIS' fitted 15 ms + 46 us a prompt token; goodput: 2 s and 25 ms
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, Final
 
 import msgspec
 
-from epp.sim.samples import Busy, Samples, busy, samples
+from epp.sim.samples import Busy, Samples, Times, busy, samples
 from epp.sim.world import Asked, World
 
 FLOOR: Final = 0.015
@@ -45,14 +46,15 @@ class Figures(msgspec.Struct, frozen=True):
     ttft_p90_s: float | None
     ttft_p99_s: float | None
     itl_p50_s: float | None
-    """Of each request's mean between two tokens."""
+    """Of each request's mean between two tokens, of those that have two."""
     itl_p90_s: float | None
     itl_p99_s: float | None
     e2e_p50_s: float | None
     e2e_p90_s: float | None
     e2e_p99_s: float | None
     output_tok_s: float
-    """Output tokens a second, from the begin of each stage to its last answer."""
+    """Output tokens a second, from the begin of each stage to its last answer; where that is later than the begin of
+    the next one, the time of both counts once."""
     cached_share: float | None
     """Prompt tokens that were in the engine's cache, of all that were answered."""
     goodput_share: float | None
@@ -77,6 +79,10 @@ class Run(msgspec.Struct, frozen=True):
     samples: Samples
     busy: Busy
     """From the begin of the first stage that is measured to the last answer."""
+    refusals: tuple[tuple[str, int], ...] = ()
+    """Why requests got no answer, and how many each; the most frequent first."""
+    apart: int = 0
+    """Requests whose prompt was computed by another server than the one that answered, or was to be."""
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -93,17 +99,20 @@ def measured(world: World) -> Run:
     for asked in world.asked:
         if asked.stage in by_stage:
             by_stage[asked.stage].append(asked)
+    refusals = Counter(asked.refusal for at in stages for asked in by_stage[at] if asked.refusal)
     return Run(
         _figures(world, [asked for at in stages for asked in by_stage[at]], stages),
         tuple((world.stages[at].rate, _figures(world, by_stage[at], [at])) for at in stages),
         samples([[_times(each) for each in by_stage[at]] for at in stages]),
         _busy(world, stages),
+        tuple(refusals.most_common()),
+        sum(asked.prefill >= 0 for asked in world.asked),
     )
 
 
-def _times(asked: Asked) -> tuple[float, float, float] | None:
-    """TTFT, ITL and E2E; None: it was refused."""
-    return None if asked.refusal else (asked.ttft, asked.itl, asked.e2e)
+def _times(asked: Asked) -> Times | None:
+    """None: it was refused."""
+    return None if asked.refusal else (asked.ttft, asked.itl if asked.output_tokens > 1 else None, asked.e2e)
 
 
 def _busy(world: World, stages: Sequence[int]) -> Busy:
@@ -115,10 +124,10 @@ def _busy(world: World, stages: Sequence[int]) -> Busy:
 
 def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Figures:
     answered = [each for each in asked if not each.refusal]
-    ttft, itl = sorted(each.ttft for each in answered), sorted(each.itl for each in answered)
-    e2e = sorted(each.e2e for each in answered)
+    ttft, e2e = sorted(each.ttft for each in answered), sorted(each.e2e for each in answered)
+    itl = sorted(each.itl for each in answered if each.output_tokens > 1)
     prompts = sum(each.prompt_tokens for each in answered)
-    seconds = sum(world.spans[at][1] - world.spans[at][0] for at in stages)
+    seconds = _together([world.spans[at] for at in stages])
     spread = [value for at, value in world.spread if at in stages]
     good = sum(each.ttft <= GOOD_TTFT and each.itl <= GOOD_ITL for each in answered)
     return Figures(
@@ -141,6 +150,15 @@ def _figures(world: World, asked: Sequence[Asked], stages: Sequence[int]) -> Fig
         floor_s=FLOOR + FLOOR_A_TOKEN * (prompts / len(answered)) if answered else 0.0,
         gpu_hours=_gpu_hours(world, seconds, sum(each.output_tokens for each in answered)),
     )
+
+
+def _together(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds of all of these, in the order of their begins; what is in several counts once."""
+    seconds = done = 0.0
+    for begin, end in spans:
+        seconds += max(0.0, end - max(begin, done))
+        done = max(done, end)
+    return seconds
 
 
 def _gpu_hours(world: World, seconds: float, tokens: int) -> float | None:

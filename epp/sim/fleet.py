@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Final, Protocol
 
 import msgspec
@@ -263,9 +264,18 @@ def parse_failures(texts: Sequence[str], servers: int) -> tuple[Failure, ...]:
     """Read "2@60" or "2@60:120": server 2 of 0, 1, … fails at second 60 and is back 120 s later.
 
     Raises:
-        ConfigError: it is none, or there is no such server.
+        ConfigError: it is none, or there is no such server, or a server fails that has not come back.
     """
-    return tuple(_failure(text, servers) for each in texts for text in each.split(","))
+    failures = tuple(_failure(text, servers) for each in texts for text in each.split(","))
+    in_order = sorted(failures, key=lambda failure: (failure.server, failure.at))
+    for first, then in pairwise(in_order):
+        back = first.at + first.down
+        if first.server == then.server and then.at <= back:
+            raise ConfigError(
+                f"--fail {then.server}@{then.at:g}: server {then.server} fails at {first.at:g} s and is back at "
+                f"{back:g} s: say it once, as long as it is down, or let it fail later"
+            )
+    return failures
 
 
 def _failure(text: str, servers: int) -> Failure:

@@ -28,7 +28,7 @@ from msgspec import Meta
 from epp.config.document import At, ConfigErrors, Document, did_you_mean
 from epp.errors import ConfigError
 from epp.sim import text
-from epp.sim.traces import TEMPLATE_TOKENS
+from epp.sim.traces import MOST_TOKENS, TEMPLATE_TOKENS
 from epp.sim.workload import Prompts, Spread, Workload
 from epp.sim.world import Stage
 
@@ -38,9 +38,12 @@ PROMPTS: Final = ("num_prompts_per_group", "num_users_per_system_prompt")
 """Of a group; each under its old name and its new one."""
 
 Count = Annotated[int, Meta(ge=1)]
-Tokens = Annotated[int, Meta(ge=0)]
-Number = Annotated[float, Meta(ge=0)]
-Over0 = Annotated[float, Meta(gt=0)]
+Tokens = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
+Number = Annotated[float, Meta(ge=0, le=MOST_TOKENS)]
+Variance = Annotated[float, Meta(ge=0, le=MOST_TOKENS**2)]
+Over0 = Annotated[float, Meta(gt=0, le=1e9)]
+MOST_PROMPTS: Final = 1_000_000
+"""Of all groups together."""
 
 _DATA: Final = ("type", "shared_prefix", "path", "input_distribution", "output_distribution", "trace")
 _SHARED: Final = (
@@ -127,7 +130,7 @@ class _Reader:
             return None
         tenants = [
             msgspec.structs.replace(
-                prompts, tenant=adapter or prompts.tenant, share=share, models=(adapter,) * bool(adapter)
+                prompts, tenant=_ascii(adapter) or prompts.tenant, share=share, models=(adapter,) * bool(adapter)
             )
             for adapter, share in (splits or {"": 1.0}).items()
         ]
@@ -166,11 +169,14 @@ class _Reader:
         shared = self._length(fields, "system_prompt_len", 100, _SYSTEM, or_none=True)
         question = self._length(fields, "question_len", 50, TEMPLATE_TOKENS)
         output = self._length(fields, "output_len", 50, 0)
+        groups, questions = self._count(fields, GROUPS), self._count(fields, PROMPTS)
+        if groups * questions > MOST_PROMPTS:
+            self._document.complain(at, f"{groups * questions:,} prompts are too many: at most {MOST_PROMPTS:,}")
         return Prompts(
             "users",
             1.0,
-            groups=self._count(fields, GROUPS),
-            questions=self._count(fields, PROMPTS),
+            groups=groups,
+            questions=questions,
             shared_tokens=shared.tokens,
             question_tokens=question.tokens,
             output_tokens=output.tokens,
@@ -213,8 +219,8 @@ class _Reader:
         mean, deviation = self._number(fields, "mean", 512.0), self._number(fields, "std_dev", 200.0)
         least, most = self._number(fields, "min", 10.0), self._number(fields, "max", 1024.0)
         if "variance" in fields:
-            deviation = math.sqrt(self._number(fields, "variance", 0.0))
-        if least > most:
+            deviation = math.sqrt(self._document.value(fields["variance"], Variance) or 0.0)
+        if least > most and not self._is_wrong(at):
             self._document.complain(at, f"min ({least:g}) must not be over max ({most:g})")
         if kind == "uniform":
             mean = (least + most) / 2
@@ -297,6 +303,11 @@ class _Reader:
 def _names(at: At) -> list[str]:
     """Of a mapping's fields, whichever they are."""
     return [str(key.value) for key, _ in at.node.value] if isinstance(at.node, yaml.MappingNode) else []
+
+
+def _ascii(name: str) -> str:
+    """A name that prompts can begin with: four bytes are a token, so other letters would make them longer."""
+    return ascii(name)[1:-1]
 
 
 _KINDS: Final[dict[str, Literal["normal", "lognormal", "uniform"]]] = {

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from statistics import fmean
 from typing import Final
@@ -26,17 +27,20 @@ from typing import Final
 import msgspec
 
 from epp.errors import ConfigError
-from epp.sim.experiment import Named
+from epp.sim.experiment import Named, R, Search, Through, Trial, in_turn, searched
 from epp.sim.fleet import COLD_START, STEADY, Autoscale, Changes, Failure
 from epp.sim.goal import Goal
 from epp.sim.profile import EngineProfile
-from epp.sim.scenarios import Scenario
+from epp.sim.scenarios import Scenario, bounded
 from epp.sim.world import Asked, Stage, World
 
 WINDOW: Final = 10.0
 """Seconds of arrivals that are looked at together to say for how long the goal was missed."""
 MOST: Final = 64
 """Servers that are tried at most."""
+SHARES: Final = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Targets that are tried of an autoscaler, as parts of what the fixed fleet's servers have in flight in its fullest
+stage."""
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -72,21 +76,8 @@ class Seen(msgspec.Struct, frozen=True):
     """Part of the paid time in which a server computed anything, warm-up included."""
 
 
-def run(
-    scenario: Scenario,
-    profiles: tuple[EngineProfile, ...],
-    policy: Named,
-    goal: Goal,
-    changes: Changes,
-    seed: int,
-) -> Seen:
-    """Make one run. The same on every machine."""
-    world = World(profiles, policy.make(seed), scenario.source, seed, changes)
-    return seen(world.run(scenario.stages, waits=False), goal)
-
-
 def seen(world: World, goal: Goal) -> Seen:
-    """Look at a world that is over."""
+    """Look at a world that is over. Raises ConfigError: nothing was asked."""
     stages = [at for at, stage in enumerate(world.stages[: len(world.spans)]) if not stage.warm_up]
     by_stage = {at: [asked for asked in world.asked if asked.stage == at] for at in stages}
     by_stage = {at: requests for at, requests in by_stage.items() if requests}
@@ -160,34 +151,36 @@ class Found(msgspec.Struct, frozen=True):
         return all(met == (self.servers is not None and size >= self.servers) for size, met in self.tried)
 
 
-def smallest(meets: Callable[[int], bool], most: int, guess: int = 1) -> Found:
+def smallest(
+    meets: Callable[[Sequence[int]], Search[R, Sequence[bool]]], most: int, guess: int = 1
+) -> Search[R, Found]:
     """Find the smallest number that is enough: double until one is, or halve until one is not; bisect, then try its
     neighbours.
 
     Args:
-        meets: told a number of 1..most, once each.
+        meets: which of these are enough; told numbers of 1..most, each once.
         guess: where to begin. Fleets that are far too small take longest to simulate.
     """
     tried: dict[int, bool] = {}
 
-    def enough(size: int) -> bool:
-        if size not in tried:
-            tried[size] = meets(size)
-        return tried[size]
+    def enough(*sizes: int) -> Search[R, bool]:
+        """Whether the first one is."""
+        unknown = [size for size in sizes if size not in tried]
+        if unknown:
+            tried.update(zip(unknown, (yield from meets(unknown)), strict=True))
+        return tried[sizes[0]]
 
     low, high = 0, min(guess, most)
-    while not enough(high) and high < most:
+    while not (yield from enough(high)) and high < most:
         low, high = high, min(2 * high, most)
     while low == 0 and high > 1 and tried[high]:
         half = high // 2
-        low, high = (0, half) if enough(half) else (half, high)
+        low, high = (0, half) if (yield from enough(half)) else (half, high)
     while tried[high] and high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if (yield from enough(middle)) else (middle, high)
     if tried[high]:
-        for neighbour in (high + 1, high - 2):
-            if 1 <= neighbour <= most:
-                enough(neighbour)
+        yield from enough(high, *(size for size in (high + 1, high - 2) if 1 <= size <= most))
     return Found(min((size for size, met in tried.items() if met), default=None), tuple(sorted(tried.items())))
 
 
@@ -212,16 +205,33 @@ class Sized(msgspec.Struct, frozen=True):
     """None: there is none."""
     risks: tuple[Risk, ...]
     """Of that fleet, and with one server more."""
+    reached: dict[str, float]
+    """As of `Seen`: of that fleet, or where there is none, of the largest that was tried."""
 
 
 class Scaled(msgspec.Struct, frozen=True):
     """A fleet that an autoscaler sizes."""
 
-    policy: str
     rule: Autoscale
     begin: int
     """Servers at the beginning."""
     seen: Seen
+
+
+class Autoscaled(msgspec.Struct, frozen=True):
+    """Autoscalers of one policy, each with another target."""
+
+    policy: str
+    tried: tuple[Scaled, ...]
+    """The highest target first; at least one."""
+
+    @property
+    def best(self) -> Scaled:
+        """Of those that meet the goal the cheapest; where there is none, the one that misses it with the fewest."""
+        met = [each for each in self.tried if each.seen.met]
+        if met:
+            return min(met, key=lambda each: each.seen.server_seconds)
+        return min(self.tried, key=lambda each: each.seen.missed_share)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -235,7 +245,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Of a server, an hour."""
     sized: tuple[Sized, ...]
     """In the order of the policies."""
-    scaled: Scaled | None
+    scaled: Autoscaled | None
+    """None: it was not asked for, or no fleet meets the goal, and nobody said what to steer for."""
 
 
 def gentle(scenario: Scenario) -> Scenario:
@@ -258,8 +269,7 @@ class Bounds(msgspec.Struct, frozen=True):
     most: int = 0
     """Servers that are tried, and that an autoscaler may have; 0: `MOST`, and as many as the fixed fleet has."""
     target: float = 0.0
-    """Requests in flight a server that an autoscaler steers for; 0: as many as the fixed fleet's servers have in its
-    fullest stage."""
+    """Requests in flight a server that an autoscaler steers for; 0: several are tried, see `SHARES`."""
     cold_start: float = COLD_START
     """Seconds until a server that starts is there, and one that failed is back."""
 
@@ -275,51 +285,67 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Planner(msgspec.Struct, frozen=True, eq=False):
-    """What all runs of a plan have in common."""
+    """What all runs of a plan have in common. Raises ConfigError."""
 
     scenario: Scenario
     engine: EngineProfile
     goal: Goal
     seeds: int
-    done: Callable[[], None] = lambda: None
-    """Called after each run."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds}: at least 1 is expected")
+        bounded(self.scenario)
 
-    def look(self, policy: Named, servers: int, changes: Changes = STEADY) -> Seen:
-        """The scenario with every seed."""
-        runs = []
-        for seed in range(1, self.seeds + 1):
-            runs.append(run(self.scenario, (self.engine,) * servers, policy, self.goal, changes, seed))
-            self.done()
-        return together(runs)
+    def look(self, policy: Named, *fleets: tuple[int, Changes]) -> Search[Seen, list[Seen]]:
+        """The scenario on each of these with every seed: servers at the beginning, and what becomes of them."""
+        seeds = range(1, self.seeds + 1)
+        runs = yield [self._trial(policy, *fleet, seed) for fleet in fleets for seed in seeds]
+        return [together(runs[at : at + self.seeds]) for at in range(0, len(runs), self.seeds)]
 
-    def size(self, policy: Named, most: int = MOST, cold_start: float = COLD_START) -> Sized:
+    def _trial(self, policy: Named, servers: int, changes: Changes, seed: int) -> Trial[Seen]:
+        scenario = msgspec.structs.replace(self.scenario, waits=False, changes=changes)
+        return Trial(scenario, (self.engine,) * servers, policy, seed, partial(seen, goal=self.goal))
+
+    def answer(
+        self, policy: Named, bounds: Bounds, *, autoscale: bool
+    ) -> Search[Seen, tuple[Sized, Autoscaled | None]]:
+        """All there is to know of one policy."""
+        sized = yield from self.size(policy, bounds.most or MOST, bounds.cold_start)
+        rules = rules_for(sized, bounds) if autoscale else ()
+        if not rules:
+            return sized, None
+        return sized, (yield from self.scale(policy, rules, sized.seen.in_flight_first if sized.seen else 0.0))
+
+    def size(self, policy: Named, most: int = MOST, cold_start: float = COLD_START) -> Search[Seen, Sized]:
         """Search the smallest fleet that meets the goal, and let one of its servers fail."""
         looks: dict[int, Seen] = {}
 
-        def meets(servers: int) -> bool:
-            looks[servers] = self.look(policy, servers)
-            return looks[servers].met
+        def meets(sizes: Sequence[int]) -> Search[Seen, list[bool]]:
+            got = yield from self.look(policy, *((size, STEADY) for size in sizes))
+            looks.update(zip(sizes, got, strict=True))
+            return [each.met for each in got]
 
-        found = smallest(meets, most, self.scenario.servers)
+        found = yield from smallest(meets, most, self.scenario.servers)
         if found.servers is None:
-            return Sized(policy.name, found, None, ())
+            return Sized(policy.name, found, None, (), looks[max(looks)].reached)
         failure = Failure(0, self._worst(), cold_start)
-        changes = Changes(failures=(failure,))
-        risks = [Risk(size, failure, self.look(policy, size, changes)) for size in (found.servers, found.servers + 1)]
-        return Sized(policy.name, found, looks[found.servers], tuple(risks))
+        fleets = [(size, Changes(failures=(failure,))) for size in (found.servers, found.servers + 1)]
+        lost = yield from self.look(policy, *fleets)
+        risks = tuple(Risk(size, failure, each) for (size, _), each in zip(fleets, lost, strict=True))
+        own = looks[found.servers]
+        return Sized(policy.name, found, own, risks, own.reached)
 
-    def scale(self, policy: Named, rule: Autoscale, in_flight: float = 0.0) -> Scaled:
-        """The scenario on a fleet that an autoscaler sizes.
+    def scale(self, policy: Named, rules: Sequence[Autoscale], in_flight: float = 0.0) -> Search[Seen, Autoscaled]:
+        """The scenario on a fleet that an autoscaler sizes, by each of these rules, at least one.
 
         Args:
             in_flight: requests that the first stage has in flight, as far as is known.
         """
-        begin = min(max(rule.least, math.ceil(in_flight / rule.target)), rule.most)
-        return Scaled(policy.name, rule, begin, self.look(policy, begin, Changes(autoscale=rule)))
+        begins = [min(max(rule.least, math.ceil(in_flight / rule.target)), rule.most) for rule in rules]
+        fleets = [(begin, Changes(autoscale=rule)) for begin, rule in zip(begins, rules, strict=True)]
+        looks = yield from self.look(policy, *fleets)
+        return Autoscaled(policy.name, tuple(map(Scaled, rules, begins, looks)))
 
     def _worst(self) -> float:
         """A moment at which servers are missed: a quarter into the stage with the highest rate."""
@@ -329,37 +355,40 @@ class Planner(msgspec.Struct, frozen=True, eq=False):
         return before + self.scenario.stages[highest].seconds / 4
 
 
-def rule_for(sized: Sized, bounds: Bounds) -> Autoscale:
-    """An autoscaler to lay beside a fleet of fixed size.
+def rules_for(sized: Sized, bounds: Bounds) -> tuple[Autoscale, ...]:
+    """Autoscalers to lay beside a fleet of fixed size, the one with the highest target first.
 
-    Raises:
-        ConfigError: there is no fixed fleet, and not both most and target were given; or it has fewer than the least.
+    Returns:
+        Nothing where no fixed fleet meets the goal, and not both most and target were given.
     """
-    most, target = bounds.most, bounds.target
+    most, targets = bounds.most, [bounds.target] if bounds.target else []
     if sized.seen is not None and sized.found.servers is not None:
-        most = most or sized.found.servers
-        target = target or max(1.0, float(int(sized.seen.in_flight / sized.found.servers)))
-    if not (most and target):
-        raise ConfigError("no fleet meets the goal, so --autoscale needs --most and --target; or try a larger --most")
-    if bounds.least > most:
-        raise ConfigError(f"--least {bounds.least}: more than the {most} that are enough; --most allows more")
-    return Autoscale(target, bounds.least, most, bounds.cold_start)
+        each = sized.seen.in_flight / sized.found.servers
+        most = most or max(sized.found.servers, bounds.least)
+        targets = targets or [max(1.0, float(int(each * share))) for share in SHARES]
+    if not most:
+        return ()
+    return tuple(Autoscale(target, bounds.least, most, bounds.cold_start) for target in dict.fromkeys(targets))
 
 
 def plan(
-    planner: Planner, policies: Sequence[Named], price: float | None, bounds: Bounds, *, autoscale: bool = False
+    planner: Planner,
+    policies: Sequence[Named],
+    price: float | None,
+    bounds: Bounds,
+    *,
+    autoscale: bool = False,
+    through: Through = in_turn,
+    done: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Size a fleet for every policy.
 
     Args:
         autoscale: let an autoscaler size one for the first policy, too.
-
-    Raises:
-        ConfigError: as `rule_for`.
+        through: who makes the runs; see `experiment.made`, as for the next one and for errors.
+        done: called after each run.
     """
-    sized = tuple(planner.size(policy, bounds.most or MOST, bounds.cold_start) for policy in policies)
-    scaled = None
-    if autoscale:
-        known = sized[0].seen
-        scaled = planner.scale(policies[0], rule_for(sized[0], bounds), known.in_flight_first if known else 0.0)
-    return Plan(planner.scenario, planner.engine, planner.goal, planner.seeds, price, sized, scaled)
+    searches = [planner.answer(each, bounds, autoscale=autoscale and each is policies[0]) for each in policies]
+    answers = searched(searches, through, done)
+    sized = tuple(each for each, _ in answers)
+    return Plan(planner.scenario, planner.engine, planner.goal, planner.seeds, price, sized, answers[0][1])

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from epp.sim.plan import WINDOW, Plan, Scaled, Seen, Sized
+from epp.sim.plan import WINDOW, Autoscaled, Plan, Scaled, Seen, Sized
 from epp.sim.report import short
 
 NOTE: Final = (
@@ -78,6 +78,7 @@ def _sized(plan: Plan, sized: Sized) -> dict[str, Any]:
         "config": sized.policy,
         "servers": servers,
         "gpus": None if servers is None else servers * plan.engine.gpus,
+        "reached": _reached(sized.reached),
         "tried": [{"servers": size, "met": met} for size, met in sized.found.tried],
         "monotone": sized.found.monotone,
         **(_seen(plan, sized.seen) if sized.seen else {}),
@@ -88,17 +89,31 @@ def _sized(plan: Plan, sized: Sized) -> dict[str, Any]:
     }
 
 
-def _scaled(plan: Plan, scaled: Scaled) -> dict[str, Any]:
-    rule = scaled.rule
-    servers = {"begin": scaled.begin, "least": rule.least, "most": rule.most}
+def _scaled(plan: Plan, scaled: Autoscaled) -> dict[str, Any]:
+    best, rule = scaled.best, scaled.best.rule
+    servers = {"begin": best.begin, "least": rule.least, "most": rule.most}
     asked = {"target": rule.target, "cold_start_s": rule.cold_start}
-    return {"config": scaled.policy, **servers, **asked, **_seen(plan, scaled.seen)}
+    tried = [
+        {
+            "target": each.rule.target,
+            "met": each.seen.met,
+            "missed_share": each.seen.missed_share,
+            "longest_over_s": each.seen.longest_over_s,
+            "server_hours": each.seen.server_seconds / 3600,
+        }
+        for each in scaled.tried
+    ]
+    return {"config": scaled.policy, **servers, **asked, "tried": tried, **_seen(plan, best.seen)}
+
+
+def _reached(reached: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in reached.items()}
 
 
 def _seen(plan: Plan, seen: Seen) -> dict[str, Any]:
     return {
         "met": seen.met,
-        "reached": {name: value if math.isfinite(value) else None for name, value in seen.reached.items()},
+        "reached": _reached(seen.reached),
         "requests": seen.requests,
         "goodput_share": 1.0 - seen.missed_share,
         "missed_share": seen.missed_share,
@@ -123,8 +138,12 @@ def tables(plan: Plan) -> Iterator[Table | str]:
     yield _sizes(plan)
     if any(sized.seen for sized in plan.sized) or plan.scaled:
         yield _outcomes(plan)
+    if plan.scaled and len(plan.scaled.tried) > 1:
+        yield _targets(plan, plan.scaled)
     for sized in plan.sized:
         yield from _doubts(sized)
+    if plan.scaled:
+        yield _verdict(plan.sized[0], plan.scaled.best)
     yield NOTE.format(window=WINDOW)
 
 
@@ -139,13 +158,13 @@ def _sizes(plan: Plan) -> Table:
     for each in plan.sized:
         seen, servers = each.seen, each.found.servers
         if seen is None or servers is None:
-            table.add_row(short(each.policy), f"over {each.found.tried[-1][0]}")
+            table.add_row(short(each.policy), f"over {each.found.tried[-1][0]}", "", *map(_time, each.reached.values()))
             continue
         table.add_row(
             short(each.policy),
             f"{servers}",
             f"{servers * plan.engine.gpus}",
-            *(f"{seen.reached[name]:.3f}" for name in names),
+            *map(_time, each.reached.values()),
             f"{seen.busy_share:.0%}",
             f"{seen.in_flight / servers:.1f}",
             _money(per_hour(seen, plan.price)),
@@ -154,9 +173,13 @@ def _sizes(plan: Plan) -> Table:
     return table
 
 
+OUTCOME: Final = ("goal", "servers", "server hours", "price", "per M tokens", "missed", "failed", "over")
+"""Columns of `_outcome`."""
+
+
 def _outcomes(plan: Plan) -> Table:
     table = Table("fleet", title="What it costs, and what is at risk", title_justify="left")
-    for column in ("goal", "servers", "server hours", "price", "per M tokens", "missed", "failed", "over"):
+    for column in OUTCOME:
         table.add_column(column, justify="right")
     for each in plan.sized:
         if each.seen is not None:
@@ -165,12 +188,22 @@ def _outcomes(plan: Plan) -> Table:
             what = f"{short(each.policy)}, one fails at {risk.failure.at:g} s for {risk.failure.down:g} s"
             table.add_row(what, *_outcome(plan, risk.seen))
     if plan.scaled is not None:
-        rule = plan.scaled.rule
+        best, rule = plan.scaled.best, plan.scaled.best.rule
         what = (
             f"{short(plan.scaled.policy)}, autoscaled {rule.least} to {rule.most} at {rule.target:g} in flight each, "
             f"{rule.cold_start:g} s to start"
         )
-        table.add_row(what, *_outcome(plan, plan.scaled.seen))
+        table.add_row(what, *_outcome(plan, best.seen))
+    return table
+
+
+def _targets(plan: Plan, scaled: Autoscaled) -> Table:
+    """All autoscalers that were tried."""
+    table = Table("in flight each", title="The autoscaler, by what it steers for", title_justify="left")
+    for column in OUTCOME:
+        table.add_column(column, justify="right")
+    for each in scaled.tried:
+        table.add_row(f"{each.rule.target:g}", *_outcome(plan, each.seen))
     return table
 
 
@@ -193,6 +226,28 @@ def _doubts(sized: Sized) -> Iterator[str]:
     if not sized.found.monotone:
         tried = ", ".join(f"{size} {'yes' if met else 'no'}" for size, met in sized.found.tried)
         yield f"{short(sized.policy)}: more servers are not always better here; met by {tried}. Take a margin."
+    if sized.found.servers is None:
+        largest = sized.found.tried[-1][0]
+        yield (
+            f"{short(sized.policy)}: not met by {largest} servers, and above is what they come to. --most allows more; "
+            "--autoscale needs --most and --target then."
+        )
+
+
+def _verdict(sized: Sized, best: Scaled) -> str:
+    """Pre-provision or autoscale?"""
+    target, fixed = f"{best.rule.target:g} requests in flight a server", sized.seen
+    if not best.seen.met:
+        return f"Autoscaled, the goal is missed. Steering for {target} misses it with {best.seen.missed_share:.1%}."
+    saved = 1.0 - best.seen.server_seconds / fixed.server_seconds if fixed else 0.0
+    if fixed and saved < 0.005:
+        return f"An autoscaler that meets the goal saves nothing: {sized.found.servers} servers all the time."
+    over = f", {saved:.0%} cheaper than {sized.found.servers} servers all the time" if fixed else ""
+    return f"Autoscaled, the goal is met by steering for {target}{over}."
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f}" if math.isfinite(seconds) else "-"
 
 
 def _money(value: float | None) -> str:

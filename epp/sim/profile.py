@@ -21,7 +21,7 @@ from epp.errors import ConfigError
 
 PROFILES: Final = Path(__file__).parent / "profiles"
 
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -87,14 +87,22 @@ def load_profile(name_or_path: str) -> EngineProfile:
     """
     path = PROFILES / f"{name_or_path}.yaml" if name_or_path in profile_names() else Path(name_or_path)
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8-sig")
     except OSError as error:
         known = ", ".join(profile_names())
         raise ConfigError(f"no engine profile {name_or_path!r}: give a YAML file or one of {known}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot be read: {error}", file=str(path)) from error
     try:
-        return msgspec.convert(yaml.safe_load(text), EngineProfile)
-    except (msgspec.ValidationError, yaml.YAMLError) as error:
+        return msgspec.convert(yaml.safe_load(text), EngineProfile, strict=False)  # 40e-6 is a string in YAML 1.1
+    except msgspec.ValidationError as error:
         raise ConfigError(f"not an engine profile: {error}", file=str(path)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        told = getattr(error, "problem", None) or f"{error}"
+        raise ConfigError(
+            f"not an engine profile: {told}", file=str(path), line=mark.line + 1 if mark else 0
+        ) from error
 
 
 def profile_names() -> tuple[str, ...]:

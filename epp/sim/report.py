@@ -7,25 +7,39 @@ policy against the first one, seed by seed; and a difference that its interval d
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 from statistics import fmean
+from typing import Final
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from epp.sim.experiment import Outcome, versus
 from epp.sim.figures import Figures, interval, known
 from epp.sim.samples import Point, Shown
 from epp.sim.scenarios import BUILT_IN, TRACED, Scenario
+from epp.sim.world import CONNECT, RESET
 
 NOTE = (
     "Times are seconds without what no router can change: HTTP and the tokenizer take about {floor:.2f} s more a "
     "request.\ngood: of all requests, refused ones too, those with a first token within 2 s and then one each 25 ms. "
     "fullest: requests on\nthe fullest server by the mean of all."
 )
+
+WHY: Final = {
+    "BadRequest": "BadRequest (more tokens than an engine's KV cache holds)",
+    "ResourceExhausted": "ResourceExhausted (the picker shed them)",
+    "ServiceUnavailable": "ServiceUnavailable (no server was listed, or filters left none)",
+    RESET: "reset (their server failed)",
+    CONNECT: "connect (sent to a server that had failed)",
+}
+
+APART: Final = "{} has no prefill profile, or did not use it: its prefill servers answered like the others, if at all."
 
 
 @contextmanager
@@ -37,15 +51,31 @@ def progress(runs: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def tables(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Iterator[Table | str]:
+def tables(scenario: Scenario, servers: int, outcomes: Sequence[Outcome]) -> Iterator[Table | Text | str]:
     """All there is to read, in order."""
+    if scenario.is_file:
+        yield Text(f"{scenario.name}: {scenario.about}")
     yield _whole(scenario, servers, outcomes)
     yield _answers(outcomes)
     if len(outcomes[0].runs[0].stages) > 1:
         yield _stages(outcomes)
     if len(outcomes) > 1:
         yield _differences(outcomes)
-    yield NOTE.format(floor=outcomes[0].mean.whole.floor_s)
+    yield from _failed(outcomes)
+    if scenario.changes.prefill:
+        yield from (Text(APART.format(short(each.name))) for each in outcomes if not any(r.apart for r in each.runs))
+    yield NOTE.format(floor=max(outcome.mean.whole.floor_s for outcome in outcomes))
+
+
+def _failed(outcomes: Sequence[Outcome]) -> Iterator[Text]:
+    """Why requests got no answer."""
+    for outcome in outcomes:
+        if outcome.mean.whole.failed:
+            reasons = Counter[str]()
+            for run in outcome.runs:
+                reasons.update(dict(run.refusals))
+            told = ", ".join(f"{count:,} {WHY.get(reason, reason)}" for reason, count in reasons.most_common())
+            yield Text(f"Without an answer from {short(outcome.name)}, in all seeds: {told}")
 
 
 def shown(outcomes: Sequence[Outcome]) -> list[Shown]:

@@ -39,6 +39,8 @@ class Scenario(msgspec.Struct, frozen=True):
     load, which goes up and down."""
     changes: Changes = STEADY
     """What becomes of the servers."""
+    is_file: bool = False
+    """`about` is what was read of a file, and what was not."""
 
 
 QWEN: Final = "qwen3-32b-h100-tp2"
@@ -189,6 +191,9 @@ BUILT_IN: Final = {
         DEMO_SHAPE,
     )
 }
+MOST_REQUESTS: Final = 1_000_000
+"""Of a run: about half a gigabyte of what became of them, and some minutes."""
+MOST_SECONDS: Final = 7 * 86_400.0
 TRACED: Final = {
     "mooncake-conversation": "12,031 requests of Mooncake's chats within an hour, eight servers; needs --trace",
     "trace": "any file of Mooncake's or Azure's form, eight servers; needs --trace",
@@ -216,11 +221,23 @@ def scenario(name: str, trace: str = "") -> Scenario:
         raise ConfigError(f"--trace goes with {' and '.join(TRACED)}, not with {name}")
     if name.endswith(SUFFIXES):
         read = read_config(name)
-        return Scenario(read.source.name, read.about, read.source, read.stages, QWEN, 8)
+        return Scenario(read.source.name, read.about, read.source, read.stages, QWEN, 8, is_file=True)
     if name not in BUILT_IN:
         known = ", ".join((*BUILT_IN, *TRACED))
         raise ConfigError(f"no workload {name!r}: there are {known}, and inference-perf's files (.yaml)")
     return BUILT_IN[name]
+
+
+def bounded(scenario: Scenario) -> None:
+    """Raises ConfigError: more is asked for than a run can hold, or than anybody waits for."""
+    seconds = sum(stage.seconds for stage in scenario.stages)
+    requests = sum(stage.seconds * stage.rate for stage in scenario.stages)
+    if requests > MOST_REQUESTS or seconds > MOST_SECONDS:
+        told = f"{scenario.name}: {requests:,.0f} requests in {seconds:,.0f} s are too much for a simulation, "
+        told += f"which has {MOST_REQUESTS:,} in a week at most: "
+        if isinstance(scenario.source, Trace):
+            raise ConfigError(f"{told}cut the trace, look whether its times have the right unit, or send it faster")
+        raise ConfigError(f"{told}lower the rates, or make the stages shorter")
 
 
 def failing(scenario: Scenario, failures: Sequence[Failure]) -> Scenario:
@@ -245,7 +262,7 @@ def at_rates(scenario: Scenario, rates: Sequence[str], seconds: float) -> Scenar
             rate is their mean, and the steps keep their proportions.
 
     Raises:
-        ConfigError: a rate that is none, or several of a trace, which can be sent only once in a run.
+        ConfigError: a rate or a length that is none, or several of a trace, which can be sent only once in a run.
     """
     found = [_rate(one, scenario.source.rate) for each in rates for one in each.split(",")]
     if isinstance(scenario.source, Trace):
@@ -254,6 +271,8 @@ def at_rates(scenario: Scenario, rates: Sequence[str], seconds: float) -> Scenar
         stages: tuple[Stage, ...] = (
             Stage(found[0], (scenario.source.seconds + 1.0) * scenario.source.rate / found[0]),
         )
+    elif not 0.0 < seconds < float("inf"):
+        raise ConfigError(f"--seconds {seconds:g}: a length over 0 is expected")
     else:
         warm_up = tuple(stage for stage in scenario.stages if stage.warm_up)
         stages = warm_up + tuple(stage for rate in found for stage in _steps(scenario, rate, seconds))

@@ -6,6 +6,8 @@ Rules here:
   so prompts share as long a beginning as their block names do; where it does not, nothing is shared.
 - Prompts have as many tokens as the trace says, what the chat template adds included; the shortest has one token more
   than that.
+- What cannot be so is refused at its line: fewer tokens than none, more than `MOST_TOKENS`, more names of blocks than
+  the prompt has blocks (then they are of another size, and what is shared would be).
 - Times are the trace's own. Mooncake's come in steps of three seconds, so up to 28 requests come at once: that is how
   it was published, and how others replay it.
 Source: kvcache-ai/Mooncake, FAST'25 release (timestamp in ms, input_length, output_length, hash_ids of 512 tokens);
@@ -19,9 +21,10 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from epp.errors import ConfigError
 from epp.sim import text
@@ -32,6 +35,10 @@ BLOCK_TOKENS: Final = 512
 TEMPLATE_TOKENS: Final = text.count_tokens(text.chat_prompt((("user", ""),)))
 """What the chat template adds to a prompt of one message."""
 AZURE_FIELDS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MOST_TOKENS: Final = 1_000_000
+"""Of a prompt, and of an answer; no engine here holds more, and text is made of them."""
+
+Tokens = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
 
 
 class Traced(msgspec.Struct, frozen=True):
@@ -77,9 +84,22 @@ class _Row(msgspec.Struct):
     """A line of a Mooncake trace."""
 
     timestamp: float
-    input_length: int
-    output_length: int
+    input_length: Tokens
+    output_length: Tokens
     hash_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.hash_ids) > -(-self.input_length // BLOCK_TOKENS):
+            raise ValueError(
+                f"{len(self.hash_ids)} hash_ids for {self.input_length} tokens: each must stand for {BLOCK_TOKENS}"
+            )
+
+
+class _Line(msgspec.Struct):
+    """A line of an Azure trace."""
+
+    prompt: Tokens
+    answer: Tokens
 
 
 def read_trace(path: str) -> Trace:
@@ -90,10 +110,10 @@ def read_trace(path: str) -> Trace:
     """
     file = Path(path)
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", file=path) from error
-    rows = list(_azure(lines, path) if file.suffix == ".csv" else _mooncake(lines, path))
+    rows = list(_azure(lines, path) if file.suffix.lower() == ".csv" else _mooncake(lines, path))
     if not rows:
         raise ConfigError("there is no request in this trace", file=path)
     rows.sort(key=lambda row: row.at)
@@ -114,17 +134,30 @@ def _mooncake(lines: Sequence[str], path: str) -> Iterator[Traced]:
 
 
 def _azure(lines: Sequence[str], path: str) -> Iterator[Traced]:
-    rows = csv.DictReader(lines)
-    for number, row in enumerate(rows, 2):
-        try:
-            at, asked, answered = (row[name] for name in AZURE_FIELDS)
-            # seven digits of a second: one more than datetime reads
-            yield Traced(
-                datetime.fromisoformat(at[:26]).replace(tzinfo=UTC).timestamp(), int(asked), max(1, int(answered))
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            wanted = ",".join(AZURE_FIELDS)
-            raise ConfigError(f"not a line of an Azure trace ({wanted}): {error}", file=path, line=number) from error
+    wanted = ",".join(AZURE_FIELDS)
+    rows = csv.reader(lines)
+    try:
+        names = next(rows, [])
+        places = [names.index(name) for name in AZURE_FIELDS] if names else []
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"not an Azure trace: the first line must name {wanted}", file=path, line=1) from error
+    try:
+        for row in rows:
+            if row:
+                yield _request(*(row[place] for place in places))
+    except IndexError as error:
+        told = f"not a line of an Azure trace: it ends before it has {wanted}"
+        raise ConfigError(told, file=path, line=rows.line_num) from error
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"not a line of an Azure trace: {error}", file=path, line=rows.line_num) from error
+
+
+def _request(at: str, asked: str, answered: str) -> Traced:
+    """Of an Azure trace. Raises ValueError."""
+    line = msgspec.convert({"prompt": asked, "answer": answered}, _Line, strict=False)
+    # seven digits of a second: one more than datetime reads
+    came = datetime.fromisoformat(at[:26]).replace(tzinfo=UTC)
+    return Traced(came.timestamp(), line.prompt, max(1, line.answer))
 
 
 def _content(request: Traced, number: int) -> str:

@@ -108,7 +108,7 @@ class Prompts(msgspec.Struct, frozen=True):
         if self.in_turn:
             every = [(group, asked) for group in range(self.groups) for asked in range(self.questions)]
             rng.shuffle(every)
-            yield from cycle([self._prompt(group, asked, model, tag) for group, asked in every])
+            yield from (self._prompt(group, asked, model, tag) for group, asked in cycle(every))
         weights = list(accumulate((number + 1) ** -self.skew for number in range(self.groups)))
         for number in count():
             (group,) = (

@@ -51,8 +51,25 @@ def test_a_plan_names_the_fewest_servers_of_both_policies() -> None:
     assert 1 <= servers[0] <= servers[1]
 
 
+def test_a_goal_that_no_fleet_meets_ends_with_1_and_says_what_the_largest_one_comes_to() -> None:
+    done = run("plan", *SHORT, "--slo", "ttft_p90=1ms", "--most", "1", "--autoscale", "--json")
+    assert done.returncode == 1
+    plan = json.loads(done.stdout)
+    assert [each["servers"] for each in plan["policies"]] == [None, None]
+    assert all(each["reached"]["ttft_p90"] > 0.001 for each in plan["policies"])
+    assert plan["autoscale"] is None  # nobody said what to steer for
+
+
 @pytest.mark.parametrize(
-    "words", [("plan", "demo", "--slo", "speed=9"), ("sim", "demo", "--fail", "x"), ("sim", "demo", "--jobs", "-1")]
+    "words",
+    [
+        ("plan", "demo", "--slo", "speed=9"),
+        ("plan", "demo", "--jobs", "-1"),
+        ("plan", "demo", "--rate", "5", "--seconds", "0"),
+        ("plan", "demo", "--output-tokens", "-1"),
+        ("sim", "demo", "--fail", "x"),
+        ("sim", "demo", "--jobs", "-1"),
+    ],
 )
 def test_what_is_asked_wrongly_ends_with_2(words: tuple[str, ...]) -> None:
     done = run(*words)

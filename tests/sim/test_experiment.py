@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from epp.errors import ConfigError
 from epp.scheduling.catalogue import catalogue
-from epp.sim.experiment import Outcome, document, fleet, policy, tried
+from epp.sim.experiment import Outcome, answers_of, document, fleet, policy, tried
 from epp.sim.figures import Figures, Run, measured
 from epp.sim.report import labels, shown, tables
 from epp.sim.samples import Busy, samples
-from epp.sim.scenarios import at_rates, scenario
+from epp.sim.scenarios import at_rates, disaggregated, scenario
 from epp.sim.world import Stage, World
 from tests.sim.worlds import ROUND, Given, To
 
@@ -106,6 +108,63 @@ def test_what_nobody_answered_is_a_dash_in_tables() -> None:
     row = next(line.replace("│", " ").split() for line in text.splitlines() if line.startswith("│ a"))
     assert row == ["a", *["-"] * 4, "0", "-", "-", "-", "7", "-"]
     assert "no answer" in text
+
+
+def test_why_requests_got_no_answer_is_told_of_all_seeds() -> None:
+    runs = [msgspec.structs.replace(run((10.0, NOTHING)), refusals=(("BadRequest", 7),)) for _ in range(2)]
+    outcomes = [outcome("a", figures(1.0), figures(1.0)), Outcome("[b].yaml", tuple(runs))]
+    parts = [f"{part}" for part in tables(DEMO, 4, outcomes)]
+    (told,) = (part for part in parts if part.startswith("Without an answer"))
+    assert told == (
+        "Without an answer from [b].yaml, in all seeds: 14 BadRequest (more tokens than an engine's KV cache holds)"
+    )
+
+
+def test_a_policy_that_uses_no_prefill_servers_is_named() -> None:
+    """Else what was measured is taken for what prefill servers are worth."""
+    runs = (msgspec.structs.replace(run((10.0, figures(1.0))), apart=3),)
+    outcomes = [outcome("random", figures(1.0)), Outcome("pd.yaml", runs)]
+    parts = [f"{part}" for part in tables(disaggregated(DEMO, 2, 4), 4, outcomes)]
+    assert [part[:28] for part in parts if "prefill profile" in part] == ["random has no prefill profile"[:28]]
+    assert not [part for part in map(str, tables(DEMO, 4, outcomes)) if "prefill profile" in part]
+
+
+def test_a_scenario_without_a_seed_or_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--seeds 0: at least 1"):
+        tried(DEMO, fleet(("demo",), 1), [], 0)
+    for rate, seconds in (("1e9", 60.0), ("1", 1e7)):
+        with pytest.raises(ConfigError, match=r"are too much for a simulation.*: lower the rates"):
+            tried(at_rates(DEMO, (rate,), seconds), fleet(("demo",), 1), [], 1)
+
+
+def test_a_trace_whose_times_have_another_unit_is_refused(tmp_path: Path) -> None:
+    """Microseconds that are read as milliseconds: an hour is 41 days."""
+    line = '{{"timestamp": {}, "input_length": 5, "output_length": 5, "hash_ids": [1]}}\n'
+    (tmp_path / "us.jsonl").write_text(line.format(0) + line.format(3_600_000_000))
+    slow = scenario("trace", f"{tmp_path / 'us.jsonl'}")
+    with pytest.raises(ConfigError, match="look whether its times have the right unit"):
+        tried(slow, fleet(("demo",), 1), [], 1)
+    assert tried(at_rates(slow, ("1000x",), 0.0), fleet(("demo",), 1), [], 1) == []
+
+
+@pytest.mark.parametrize("tokens", [0, -5, 10**9])
+def test_answers_of_a_length_that_cannot_be_are_refused(tokens: int) -> None:
+    with pytest.raises(ConfigError, match="--output-tokens"):
+        answers_of(DEMO, tokens)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "."])
+def test_what_can_be_no_file_is_no_policy(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--config .*: no such file; there are also default,"):
+        policy(name, catalogue())
+
+
+def test_a_folder_of_the_name_of_a_policy_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "default").mkdir()
+    (tmp_path / "random").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert policy("random", catalogue()).config is None
+    assert policy("default", catalogue()).config is not None
 
 
 def test_a_stage_in_which_nobody_asked_is_a_stage() -> None:

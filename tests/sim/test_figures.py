@@ -36,6 +36,22 @@ def test_gpu_hours_are_those_of_all_servers_for_a_million_tokens() -> None:
     assert whole.gpu_hours == pytest.approx(24 / 3600 / 4 * 1e6)
 
 
+def test_steps_that_overlap_are_no_longer_than_they_take_together() -> None:
+    """Answers from 0.5 to 2.5 s, and from 1.5 to 4.5 s for it waits for a step: 4 tokens in 4.5 s, not in 2.5 + 3.5."""
+    steps = (Stage(1.0, 1.0), Stage(1.0, 1.0))
+    engine = msgspec.structs.replace(ROUND, gpu="h100", gpus=2)
+    run = measured(World([engine], To(0), Given((0.5, 1.5)), 1).run(steps, waits=False))
+    assert run.whole.output_tok_s == pytest.approx(4 / 4.5)
+    assert run.whole.gpu_hours == pytest.approx(2 * 4.5 / 3600 / 4 * 1e6)
+    assert [figures.output_tok_s for _, figures in run.stages] == pytest.approx([2 / 2.5, 2 / 3.5])
+
+
+def test_between_the_tokens_of_an_answer_that_has_one_is_nothing() -> None:
+    run = measured(World([ROUND], To(0), Given((0.0,), output_tokens=1), 1).run((Stage(1.0, 1.0),)))
+    assert (run.whole.itl_p50_s, run.whole.itl_p99_s, run.whole.goodput_share) == (None, None, 1.0)
+    assert math.isnan(run.samples.itl[0])
+
+
 def test_what_was_in_the_cache_counts_by_tokens() -> None:
     """The second of two equal prompts of 23 tokens finds one block of 16: 16 of 46 tokens."""
     whole = measured(World([ROUND], To(0), Given((0.0, 5.0), same=True), 1).run((Stage(1.0, 6.0),))).whole
@@ -59,8 +75,9 @@ def test_goodput_counts_refused_requests_as_bad() -> None:
             return 0
 
     fast = msgspec.structs.replace(ROUND, a0=0.01)
-    whole = measured(World([fast], RefusesTheSecond(), Given((0.0, 0.1)), 1).run((Stage(1.0, 1.0),))).whole
-    assert (whole.goodput_share, whole.failed, whole.requests) == (0.5, 1, 2)
+    run = measured(World([fast], RefusesTheSecond(), Given((0.0, 0.1)), 1).run((Stage(1.0, 1.0),)))
+    assert (run.whole.goodput_share, run.whole.failed, run.whole.requests) == (0.5, 1, 2)
+    assert run.refusals == (("ResourceExhausted", 1),)
 
 
 def test_an_answer_that_comes_soon_but_slowly_is_not_good() -> None:

@@ -283,6 +283,14 @@ def test_what_is_no_failure_is_refused_with_an_example(text: str) -> None:
         parse_failures((text,), 3)
 
 
+@pytest.mark.parametrize("texts", [("2@60:120", "2@100:200"), ("2@180,2@60:120",), ("0@5", "2@60", "2@60")])
+def test_a_server_that_is_down_cannot_fail(texts: tuple[str, ...]) -> None:
+    """The second failure would change nothing, and whoever asks for it thinks that it does."""
+    with pytest.raises(ConfigError, match=r"server 2 fails at 60 s and is back at (180|240) s: say it once"):
+        parse_failures(texts, 3)
+    assert len(parse_failures(("2@60:120,1@60", "2@181"), 3)) == 3
+
+
 def test_a_server_that_is_not_there_cannot_fail() -> None:
     with pytest.raises(ConfigError, match="there are servers 0 to 2"):
         parse_failures(("3@60",), 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,17 +14,19 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from epp.cli import sim
+from epp.cli import SimFlags, sim
 from epp.errors import ConfigError
 from epp.sim.outside.folder import html, report_folder, written
 from tests.sim.test_plots import drawn
 
+SHORT = SimFlags(rate=("10",), seconds=1.0, as_json=True)
 FILES = ["distributions.svg", "index.html", "rates.svg", "report.json", "servers.svg", "shares.svg"]
 
 
 def test_the_command_writes_a_page_with_all_that_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "new" / "report"
-    assert sim("demo", config=("random", "oracle"), rate=("10,20",), seconds=2.0, report=f"{folder}", as_json=True) == 0
+    flags = SimFlags(rate=("10,20",), seconds=2.0, as_json=True)
+    assert sim("demo", config=("random", "oracle"), flags=flags, report=f"{folder}") == 0
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert (folder / "report.json").read_text() == capsys.readouterr().out
     page = (folder / "index.html").read_text()
@@ -46,7 +49,8 @@ def test_a_page_needs_nothing_from_anywhere(tmp_path: Path) -> None:
 
 def test_two_reports_of_one_run_are_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert sim("demo", config=("random",), rate=("10",), seconds=2.0, servers=2, report=f"{tmp_path / name}") == 0
+        flags = SimFlags(rate=("10",), seconds=2.0)
+        assert sim("demo", config=("random",), flags=flags, servers=2, report=f"{tmp_path / name}") == 0
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
@@ -81,18 +85,29 @@ def test_without_matplotlib_it_is_said_what_to_install() -> None:
 
 def test_without_a_report_matplotlib_is_not_imported() -> None:
     code = (
-        "import sys; from epp.cli import sim; sim('demo', config=('random',), rate=('10',), seconds=1.0)\n"
+        "import sys; from epp.cli import SimFlags, sim\n"
+        "sim('demo', config=('random',), flags=SimFlags(rate=('10',), seconds=1.0))\n"
         "import epp.load.run; assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
 def test_a_full_disk_is_named_and_the_result_is_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "report.json").symlink_to("/dev/full")
-    assert sim("demo", config=("random",), rate=("10",), seconds=1.0, report=f"{tmp_path}", as_json=True) == 1
+    """What is written first is written beside the file whose place it takes."""
+    (tmp_path / "report.json").write_text("of an earlier run")
+    (tmp_path / f".report.json.{os.getpid()}").symlink_to("/dev/full")
+    assert sim("demo", config=("random",), flags=SHORT, report=f"{tmp_path}") == 1
     told = capsys.readouterr()
     assert json.loads(told.out)["workload"] == "demo"
     assert told.err == f"epp: {tmp_path / 'report.json'} cannot be written: No space left on device\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of an earlier run"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "index.html").mkdir()
+    assert not written(tmp_path, "t", {}, ["p"], ())
+    assert capsys.readouterr().err == f"epp: {tmp_path / 'index.html'} cannot be written: Is a directory\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "report.json"]
 
 
 def test_tables_and_texts_are_told_as_they_are() -> None:

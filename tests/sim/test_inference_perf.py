@@ -8,7 +8,7 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from epp.cli import sim
+from epp.cli import SimFlags, sim
 from epp.config.document import ConfigErrors
 from epp.errors import ConfigError
 from epp.load.run import chosen
@@ -131,7 +131,17 @@ def test_adapters_get_their_share_of_the_requests(tmp_path: Path) -> None:
             DATA % "question_len: 20" + "load: {stages: [{num_requests: 3, concurrency_level: 2}]}\n",
             "load.stages[0].num_requests: users that wait",
         ),
+        (
+            DATA % "question_len: 20" + "load: {stages: [{rate: .inf, duration: 5}]}\n",
+            "load.stages[0].rate: expected `float` <= 1000000000.0",
+        ),
         (DATA % "question_length: 20" + LOAD, "unknown field (did you mean question_len?)"),
+        (DATA % "question_len: 10000000000" + LOAD, "question_len: expected `int` <= 1000000"),
+        (DATA % "output_len: {type: uniform, max: .inf}" + LOAD, "output_len.max: expected `float` <= 1000000.0"),
+        (
+            DATA.replace("num_prompts_per_group: 3", "num_prompts_per_group: 1000000") % "question_len: 20" + LOAD,
+            "2,000,000 prompts are too many: at most 1,000,000",
+        ),
         (DATA % "question_len: 3" + LOAD, "data.shared_prefix.question_len: must be over"),
         (DATA % "output_len: 0" + LOAD, "data.shared_prefix.output_len: must be over 0"),
         (DATA % "question_len: twenty" + LOAD, "data.shared_prefix.question_len: expected `int`, got `str`"),
@@ -167,9 +177,10 @@ def test_a_file_that_is_not_there_is_told() -> None:
 def test_a_file_is_a_workload_of_the_simulator_and_of_the_load_client(capsys: pytest.CaptureFixture[str]) -> None:
     found = scenario(str(PUBLISHED))
     assert (found.servers, found.engine, found.waits) == (8, "qwen3-32b-h100-tp2", True)
-    assert chosen(str(PUBLISHED)) == (found.source, found.stages)
-    source, stages = chosen(str(PUBLISHED), rates=("0.5x",), seconds=10.0, model="other")
-    assert (source.model, stages) == ("other", (Stage(10.0, 10.0),))
-    assert sim(str(PUBLISHED), config=("random",), rate=("4",), seconds=5.0, output_tokens=20, as_json=True) == 0
+    assert chosen(str(PUBLISHED)) == found
+    sent = chosen(str(PUBLISHED), rates=("0.5x",), seconds=10.0, model="other")
+    assert (sent.source.model, sent.stages) == ("other", (Stage(10.0, 10.0),))
+    flags = SimFlags(rate=("4",), seconds=5.0, output_tokens=20, as_json=True)
+    assert sim(str(PUBLISHED), config=("random",), flags=flags) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["workload"] == "37-capacity"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable, Sequence
 from io import StringIO
 
 import msgspec
@@ -14,11 +14,27 @@ from rich.console import Console
 
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import catalogue
-from epp.sim.experiment import policy
+from epp.sim.experiment import R, Search, T, Trial, in_turn, policy, searched
 from epp.sim.figures import FLOOR, FLOOR_A_TOKEN
 from epp.sim.fleet import STEADY, Autoscale, Changes, Failure
 from epp.sim.goal import Goal, Limit, parse_goal, parse_prices, price_of
-from epp.sim.plan import Bounds, Planner, gentle, lives, plan, rule_for, run, seen, smallest, together
+from epp.sim.plan import (
+    Autoscaled,
+    Bounds,
+    Found,
+    Plan,
+    Planner,
+    Scaled,
+    Seen,
+    Sized,
+    gentle,
+    lives,
+    plan,
+    rules_for,
+    seen,
+    smallest,
+    together,
+)
 from epp.sim.plan_report import document, per_hour, per_million, tables
 from epp.sim.profile import load_profile
 from epp.sim.scenarios import at_rates, scenario
@@ -157,6 +173,17 @@ def test_warm_up_is_no_faster_than_the_first_stage_and_asks_as_much() -> None:
 # -- the search ------------------------------------------------------------------------------------------------------
 
 
+def smallest_of(meets: Callable[[int], bool], most: int, guess: int = 1) -> Found:
+    """The search, answered at once."""
+
+    def all_of(sizes: Sequence[int]) -> Search[None, list[bool]]:
+        yield []
+        return list(map(meets, sizes))
+
+    (found,) = searched([smallest(all_of, most, guess)])
+    return found
+
+
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 300))
 def test_where_more_is_always_better_the_smallest_is_found_in_few_tries(enough: int, most: int, guess: int) -> None:
     asked: list[int] = []
@@ -165,7 +192,7 @@ def test_where_more_is_always_better_the_smallest_is_found_in_few_tries(enough: 
         asked.append(size)
         return size >= enough
 
-    found = smallest(meets, most, guess)
+    found = smallest_of(meets, most, guess)
     assert found.servers == (enough if enough <= most else None)
     assert found.monotone
     assert len(asked) == len(set(asked)) <= 18  # 9 to double or halve, 7 to bisect, 2 neighbours
@@ -174,13 +201,13 @@ def test_where_more_is_always_better_the_smallest_is_found_in_few_tries(enough: 
 
 def test_a_search_begins_where_it_is_told_and_keeps_away_from_what_is_far_too_small() -> None:
     """8 is enough, 4 is not, 6 is, 5 is not; then 7. Beginning at 3: 6 is enough, 4 and 5 are not; then 7 and 4."""
-    assert [size for size, _ in smallest(lambda size: size >= 6, 64, 8).tried] == [4, 5, 6, 7, 8]
-    assert [size for size, _ in smallest(lambda size: size >= 6, 64, 3).tried] == [3, 4, 5, 6, 7]
+    assert [size for size, _ in smallest_of(lambda size: size >= 6, 64, 8).tried] == [4, 5, 6, 7, 8]
+    assert [size for size, _ in smallest_of(lambda size: size >= 6, 64, 3).tried] == [3, 4, 5, 6, 7]
 
 
 def test_neighbours_show_where_more_is_not_better() -> None:
     """Doubling: 1, 2, 4, 8; bisecting: 6, 5; then 7 and, two below 6, 4, which is known."""
-    found = smallest(lambda size: size in (6, 8), most=64)
+    found = smallest_of(lambda size: size in (6, 8), most=64)
     assert found.servers == 6
     assert found.tried == ((1, False), (2, False), (4, False), (5, False), (6, True), (7, False), (8, True))
     assert not found.monotone
@@ -188,7 +215,7 @@ def test_neighbours_show_where_more_is_not_better() -> None:
 
 def test_a_smaller_neighbour_that_is_enough_is_taken() -> None:
     """Doubling ends at 16; bisecting: 12 is not enough, 14 is, 13 is. 14 is known, and two below 13 is 11."""
-    found = smallest(lambda size: size in (11, 13, 14, 16), most=64)
+    found = smallest_of(lambda size: size in (11, 13, 14, 16), most=64)
     assert (found.servers, found.monotone) == (11, False)
 
 
@@ -201,12 +228,18 @@ def planner() -> Planner:
     return Planner(tried, load_profile("demo"), parse_goal("ttft_p90=1s,itl_p90=100ms"), 1)
 
 
+def answered(search: Search[R, T]) -> T:
+    """What a search finds when its runs are made here."""
+    (found,) = searched([search])
+    return found
+
+
 def test_the_plan_is_the_smallest_fleet_and_what_its_neighbours_do() -> None:
-    made = planner().size(policy("default", catalogue(())), most=8, cold_start=5.0)
+    made = answered(planner().size(policy("default", catalogue(())), most=8, cold_start=5.0))
     n = made.found.servers
     assert n is not None
     assert 1 < n < 8
-    fewer, own = (planner().look(policy("default", catalogue(())), size) for size in (n - 1, n))
+    fewer, own = answered(planner().look(policy("default", catalogue(())), (n - 1, STEADY), (n, STEADY)))
     assert (fewer.met, own.met) == (False, True)
     assert made.seen == own
     assert [risk.servers for risk in made.risks] == [n, n + 1]
@@ -216,26 +249,67 @@ def test_the_plan_is_the_smallest_fleet_and_what_its_neighbours_do() -> None:
 
 def test_a_goal_that_nobody_meets_has_no_fleet() -> None:
     hopeless = msgspec.structs.replace(planner(), goal=parse_goal("ttft_p90=1ms"))
-    made = hopeless.size(policy("round-robin", catalogue(())), most=2)
+    made = answered(hopeless.size(policy("round-robin", catalogue(())), most=2))
     assert (made.found.servers, made.seen, made.risks) == (None, None, ())
     assert made.found.tried == ((2, False),)  # the demo has four servers, but two are the most
-    with pytest.raises(ConfigError, match="--most and --target"):
-        rule_for(made, Bounds())
-    assert rule_for(made, Bounds(1, 3, 4.0, 5.0)) == Autoscale(4.0, 1, 3, 5.0)
+    assert made.reached["ttft_p90"] > 0.015 + 46e-6 * 100
+    assert rules_for(made, Bounds()) == rules_for(made, Bounds(most=2)) == rules_for(made, Bounds(target=4.0)) == ()
+    assert rules_for(made, Bounds(1, 3, 4.0, 5.0)) == (Autoscale(4.0, 1, 3, 5.0),)
 
 
-def test_an_autoscaler_steers_for_what_the_fixed_fleet_has() -> None:
-    made = planner().size(policy("default", catalogue(())), most=8, cold_start=5.0)
-    assert made.seen is not None
-    assert made.found.servers is not None
-    rule = rule_for(made, Bounds(cold_start=5.0))
-    assert rule.most == made.found.servers
-    assert rule.target <= made.seen.in_flight / made.found.servers < rule.target + 1
-    scaled = planner().scale(policy("default", catalogue(())), rule, made.seen.in_flight_first)
-    assert 1 <= scaled.begin == math.ceil(made.seen.in_flight_first / rule.target) < rule.most
-    assert scaled.seen.most_servers <= rule.most
-    with pytest.raises(ConfigError, match="--least 9: more than the 3 that are enough"):
-        rule_for(made, Bounds(least=9))
+def test_autoscalers_steer_for_parts_of_what_the_fixed_fleet_has() -> None:
+    """34.2 requests on each of 10 servers, 2.5 on each of two: whole numbers, and each once."""
+    full = Sized("default", Found(10, ()), like(in_flight=342.0), (), {})
+    assert [rule.target for rule in rules_for(full, Bounds())] == [34, 27, 22, 17, 13, 10, 6, 3]
+    assert {(rule.least, rule.most, rule.cold_start) for rule in rules_for(full, Bounds())} == {(1, 10, 180.0)}
+    assert rules_for(full, Bounds(2, 12, 7.5, 30.0)) == (Autoscale(7.5, 2, 12, 30.0),)
+    assert {rule.most for rule in rules_for(full, Bounds(least=11))} == {11}
+    calm = Sized("default", Found(2, ()), like(in_flight=5.0), (), {})
+    assert [rule.target for rule in rules_for(calm, Bounds())] == [2, 1]
+
+
+def test_an_autoscaler_begins_with_what_its_first_stage_needs_and_stays_within_its_bounds() -> None:
+    rules = [Autoscale(4.0, 1, 3, 5.0), Autoscale(2.0, 2, 3, 5.0), Autoscale(100.0, 2, 3, 5.0)]
+    scaled = answered(planner().scale(policy("default", catalogue(())), rules, 7.9))
+    assert [each.begin for each in scaled.tried] == [2, 3, 2]
+    assert [each.rule for each in scaled.tried] == rules
+    assert all(each.begin <= each.seen.most_servers <= 3 for each in scaled.tried)
+
+
+def like(**known: float | bool) -> Seen:
+    """A run of which so much matters."""
+    once = seen(World([ROUND], To(0), Given((0.0,)), 1).run((Stage(1.0, 2.0),)), parse_goal("ttft_p50=2s"))
+    return msgspec.structs.replace(once, **known)
+
+
+def test_the_best_autoscaler_is_the_cheapest_that_meets_the_goal_or_misses_it_least() -> None:
+    def best(*looks: Seen) -> int:
+        tried = tuple(Scaled(Autoscale(9.0 - at), 1, look) for at, look in enumerate(looks))
+        return tried.index(Autoscaled("default", tried).best)
+
+    cheap, dear = like(met=True, server_seconds=50.0), like(met=True, server_seconds=70.0)
+    bad, worse = (like(met=False, server_seconds=10.0, missed_share=share) for share in (0.2, 0.3))
+    assert best(worse, dear, cheap, bad) == 2
+    assert best(worse, bad, worse) == 1
+    assert best(cheap, cheap) == 0  # of equals the one with the higher target
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        (
+            {"met": True, "server_seconds": 50.0},
+            "met by steering for 9 requests in flight a server, 50% cheaper than 2",
+        ),
+        ({"met": True, "server_seconds": 100.0}, "meets the goal saves nothing: 2 servers all the time"),
+        ({"met": False, "missed_share": 0.125}, "Steering for 9 requests in flight a server misses it with 12.5%"),
+    ],
+)
+def test_a_plan_says_whether_to_scale(best: dict[str, float], said: str) -> None:
+    sized = Sized("default", Found(2, ((2, True),)), like(server_seconds=100.0), (), {"ttft_p50": 1.0})
+    scaled = Autoscaled("default", (Scaled(Autoscale(9.0, 1, 2), 1, like(**best)),))
+    made = Plan(planner().scenario, load_profile("demo"), Goal((Limit("ttft", 50, 2.0),)), 1, None, (sized,), scaled)
+    assert any(said in each for each in tables(made) if isinstance(each, str))
 
 
 @pytest.mark.parametrize(
@@ -270,16 +344,28 @@ def test_prices_are_of_paid_time() -> None:
     assert per_million(msgspec.structs.replace(made, output_tokens=0), 36.0) is None
 
 
-def test_one_plan_is_another_to_the_last_digit_and_can_be_read() -> None:
+def test_one_plan_is_another_to_the_last_digit_whoever_makes_its_runs_and_can_be_read() -> None:
+    """The next steps of both searches are made together."""
+    steps: list[list[tuple[str, int]]] = []
+    done: list[None] = []
+
+    def backwards(trials: Sequence[Trial[R]]) -> list[tuple[int, R]]:
+        steps.append([(trial.policy.name, len(trial.profiles)) for trial in trials])
+        return list(in_turn(trials))[::-1]
+
     policies = [policy(name, catalogue(())) for name in ("default", "round-robin")]
     bounds = Bounds(least=2, most=8, target=8.0, cold_start=5.0)
-    first, second = (plan(planner(), policies, 2.0, bounds, autoscale=True) for _ in range(2))
+    first = plan(planner(), policies, 2.0, bounds, autoscale=True)
+    second = plan(planner(), policies, 2.0, bounds, autoscale=True, through=backwards, done=lambda: done.append(None))
     told = document(first)
     assert json.dumps(told) == json.dumps(document(second))
+    assert steps[0] == [("default", 4), ("round-robin", 4)]
+    assert sum(map(len, steps)) == len(done)
     assert [each["config"] for each in told["policies"]] == ["default", "round-robin"]
     assert told["policies"][0]["servers"] < told["policies"][1]["servers"]
     assert told["policies"][0]["price_per_hour"] == pytest.approx(2.0 * told["policies"][0]["servers"])
     assert 2 <= told["autoscale"]["most_servers"] <= 8
+    assert [each["target"] for each in told["autoscale"]["tried"]] == [8.0]
     console = Console(width=160, record=True, file=StringIO())
     for each in tables(first):
         console.print(each)
@@ -290,10 +376,10 @@ def test_a_run_is_a_function_of_data_and_its_stages_do_not_wait() -> None:
     """One server where three are needed: answers of the first stage come long into the second."""
     tried, servers, goal = planner().scenario, (planner().engine,), planner().goal
     by_name = policy("default", catalogue(()))
-    once, again = (run(tried, servers, by_name, goal, STEADY, 1) for _ in range(2))
+    once, again = answered(planner().look(by_name, (1, STEADY), (1, STEADY)))
     assert once == again
     here, waited = (
-        seen(World(servers, by_name.make(1), tried.source, 1).run(tried.stages, waits=waits), goal)
+        together([seen(World(servers, by_name.make(1), tried.source, 1).run(tried.stages, waits=waits), goal)])
         for waits in (False, True)
     )
     assert once == here

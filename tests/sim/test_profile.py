@@ -65,7 +65,9 @@ def test_unknown_name_lists_the_known_ones() -> None:
         ("a9: 1.0", "unknown field `a9`"),
         ("a1: -1.0", r"Expected `float` >= 0.0 - at `\$.a1`"),
         ("max_num_seqs: 9000", "max_num_seqs must not be over max_num_batched_tokens"),
-        ("a0: [", "not an engine profile"),
+        ("a0: .nan", r"Expected `float` >= 0.0 - at `\$.a0`"),
+        ("a3: .inf", r"Expected `float` <= 1000000.0 - at `\$.a3`"),
+        ("a0: [", r"mine\.yaml:\d+: not an engine profile: expected the node content"),
     ],
 )
 def test_impossible_file_is_refused_with_its_name_and_the_place(tmp_path: Path, change: str, said: str) -> None:
@@ -76,3 +78,16 @@ def test_impossible_file_is_refused_with_its_name_and_the_place(tmp_path: Path, 
     with pytest.raises(ConfigError, match=said) as refused:
         load_profile(str(file))
     assert refused.value.file == str(file)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read"):
+        load_profile(f"{tmp_path / 'mine.yaml'}")
+
+
+def test_numbers_may_be_written_as_people_write_them(tmp_path: Path) -> None:
+    """YAML 1.1 reads 40e-6 as a text; 40.0e-6 as a number."""
+    text = (Path(__file__).parents[2] / "epp/sim/profiles/qwen3-32b-h100-tp2.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text("\ufeff" + text.replace("a1: 40.0e-6", "a1: 40e-6"))
+    assert load_profile(f"{tmp_path / 'mine.yaml'}") == load_profile("qwen3-32b-h100-tp2")

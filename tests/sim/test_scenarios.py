@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-from epp.cli import sim
+from epp.cli import SimFlags, sim
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import catalogue
 from epp.sim import text
@@ -212,13 +212,15 @@ def test_the_document_has_the_policies_in_order_and_every_stage() -> None:
 
 
 def test_the_command_prints_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sim("demo", config=("random",), rate=("10",), seconds=2.0, servers=2, as_json=True) == 0
+    flags = SimFlags(rate=("10",), seconds=2.0, as_json=True)
+    assert sim("demo", config=("random",), flags=flags, servers=2) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["policies"][0]["stages"][0]["rate"] == 10.0
 
 
 def test_the_command_prints_tables_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sim("demo", config=("random", "default"), rate=("10,20",), seconds=2.0, seeds=2) == 0
+    flags = SimFlags(rate=("10,20",), seconds=2.0)
+    assert sim("demo", config=("random", "default"), flags=flags, seeds=2) == 0
     told = capsys.readouterr().out
     for title in ("demo: ", "Between two tokens", "By stage", "Against random, seed by seed", "without what no router"):
         assert title in told

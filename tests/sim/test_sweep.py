@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -18,10 +19,13 @@ from joblib.externals.loky.backend.reduction import dumps
 
 from epp.errors import ConfigError
 from epp.scheduling.catalogue import catalogue
-from epp.sim.experiment import Named, Outcome, Trial, document, fleet, in_turn, policy, tried
-from epp.sim.figures import Run
+from epp.sim import plan_report
+from epp.sim.experiment import Named, Outcome, R, Trial, document, fleet, in_turn, policy, tried
+from epp.sim.goal import parse_goal
 from epp.sim.outside import sweep
 from epp.sim.outside.sweep import spread
+from epp.sim.plan import Bounds, Planner, plan
+from epp.sim.profile import load_profile
 from epp.sim.scenarios import at_rates, scenario
 from epp.sim.world import Policy
 
@@ -49,8 +53,17 @@ def test_runs_by_other_processes_are_those_of_this_one_to_the_last_digit() -> No
     assert len(here) == len(there) == 4
 
 
+def test_a_plan_by_other_processes_is_that_of_this_one_to_the_last_digit() -> None:
+    planner = Planner(DEMO, load_profile("demo"), parse_goal("ttft_p90=1s"), 1)
+    policies = [policy(name, catalogue()) for name in ("default", "round-robin")]
+    bounds = Bounds(most=2, cold_start=1.0)
+    one, other = (plan(planner, policies, None, bounds, autoscale=True, through=spread(jobs)) for jobs in (1, 2))
+    assert one.scaled is not None
+    assert plan_report.document(one) == plan_report.document(other)
+
+
 def test_runs_that_end_in_another_order_are_put_in_their_places() -> None:
-    def backwards(trials: Sequence[Trial]) -> list[tuple[int, Run]]:
+    def backwards(trials: Sequence[Trial[R]]) -> list[tuple[int, R]]:
         return list(in_turn(trials))[::-1]
 
     policies = [policy(name, catalogue()) for name in ("random", "round-robin")]
@@ -124,12 +137,21 @@ def until(holds: Callable[[], bool], within: float) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_sweep_that_is_stopped_ends_at_once_and_leaves_no_process(sent: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("words", "sent", "code"),
+    [
+        ("sim 73-capacity --config random --seeds 2", signal.SIGINT, 130),
+        ("sim 73-capacity --config random --seeds 2", signal.SIGKILL, -signal.SIGKILL),
+        ("plan 73-capacity --seconds 600", signal.SIGINT, 130),
+    ],
+)
+def test_a_sweep_that_is_stopped_ends_at_once_and_leaves_no_process(
+    words: str, sent: signal.Signals, code: int
+) -> None:
     """SIGINT to the command alone, while two others are at work: a terminal sends it to all, which is easier."""
     command = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from epp.cli import main; "
-        "sys.argv[1:] = 'sim 73-capacity --config random --seeds 2 --jobs 2'.split(); main()"
+        f"sys.argv[1:] = '{words} --jobs 2'.split(); main()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", command],
@@ -141,3 +163,25 @@ def test_a_sweep_that_is_stopped_ends_at_once_and_leaves_no_process(sent: signal
         process.send_signal(sent)
         assert process.wait(10.0) == code
         until(lambda: not processes(process.pid), 10.0)
+
+
+@pytest.mark.timeout(60)
+def test_a_second_ctrl_c_does_not_keep_a_sweep_from_ending() -> None:
+    """To the command, and 20 ms later to all that it started: to the `pgrep`, too, by which joblib is looking for what
+    to kill. So does `timeout -s INT`, and who presses it twice."""
+    words = ("sim", "73-capacity", "--config", "random", "--seeds", "2", "--jobs", "2")
+    command = [sys.executable, "-m", "epp", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        until(lambda: sum("LokyProcess" in what and cpu > 1 for cpu, what in processes(process.pid)) == 2, 40.0)
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            assert process.wait(10.0) == 130
+            until(lambda: not processes(process.pid), 10.0)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

@@ -21,6 +21,8 @@ TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:04.4799600,110,27
 """
 
+ROW = '{"timestamp": 0, "input_length": %d, "output_length": %d, "hash_ids": %s}'
+
 
 def written(tmp_path: Path, name: str, content: str) -> Trace:
     path = tmp_path / name
@@ -69,13 +71,31 @@ def test_lines_out_of_order_are_put_in_order(tmp_path: Path) -> None:
     assert written(tmp_path, "a.jsonl", "".join(reversed(lines))) == written(tmp_path, "a.jsonl", MOONCAKE)
 
 
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", MOONCAKE), ("a.csv", AZURE)])
+def test_a_trace_from_another_system_is_the_same_trace(tmp_path: Path, name: str, content: str) -> None:
+    """A byte order mark, line ends of two characters, a suffix in capitals."""
+    same = written(tmp_path, name, content).requests
+    for changed in ("\ufeff" + content, content.replace("\n", "\r\n"), content + "\n\n"):
+        assert written(tmp_path, name, changed).requests == same
+    assert written(tmp_path, name.upper(), content).requests == same
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("a.jsonl", MOONCAKE + '{"timestamp": "soon"}\n', r"a\.jsonl:4: not a line of a Mooncake trace"),
         ("a.jsonl", "\n", "no request"),
-        ("a.csv", "when,what\n1,2\n", r"a\.csv:2: not a line of an Azure trace \(TIMESTAMP,"),
+        ("a.jsonl", MOONCAKE[:-9], r"a\.jsonl:3: .*truncated"),
+        ("a.jsonl", ROW % (-1, 5, "[]"), r"a\.jsonl:1: .*Expected `int` >= 0 - at `\$\.input_length`"),
+        ("a.jsonl", ROW % (5, -1, "[]"), r">= 0 - at `\$\.output_length`"),
+        ("a.jsonl", ROW % (10**10, 5, "[]"), r"<= 1000000 - at `\$\.input_length`"),
+        ("a.jsonl", ROW % (1024, 5, "[1, 2, 3]"), r"a\.jsonl:1: .*3 hash_ids for 1024 tokens: each must stand for 512"),
+        ("a.csv", "when,what\n1,2\n", r"a\.csv:1: not an Azure trace: the first line must name TIMESTAMP,"),
+        ("a.csv", MOONCAKE, r"a\.csv:1: not an Azure trace"),
         ("a.csv", AZURE.replace("110", "many"), r"a\.csv:3: not a line of an Azure trace"),
+        ("a.csv", AZURE.replace("110", "-110"), r"a\.csv:3: not a line of an Azure trace: .* >= 0"),
+        ("a.csv", AZURE.replace("110,27", "110"), r"a\.csv:3: not a line of an Azure trace: it ends before"),
+        ("a.csv", AZURE + "x" * 200_000, r"a\.csv:4: not a line of an Azure trace: field larger"),
     ],
 )
 def test_what_is_no_trace_is_told_with_its_line(tmp_path: Path, name: str, content: str, says: str) -> None:

@@ -6,6 +6,8 @@ Rules here:
 - What a run prints is printed before anything is written here: a full disk loses no result. The document is written
   first.
 - The page holds all that it shows, and needs neither a network nor the files beside it.
+- A file is whole, or what it was: it is written beside itself and put in its place, so neither a full disk, nor a
+  kill, nor another run with the same folder leaves half of one.
 """
 
 from __future__ import annotations
@@ -95,11 +97,15 @@ def written(
 
 
 def _write(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_bytes(content)
+        beside.write_bytes(content)
+        beside.replace(path)
     except OSError as error:
         error.filename = str(path)  # a disk that is full says so without
         raise
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _files(
