@@ -41,6 +41,8 @@ WHOLE: Final = 0.01
 POOL: Final = 0.05
 """Part of the pool's constants that one endpoint's answer replaces."""
 
+_EYE: Final = np.eye(TERMS)
+
 Terms = tuple[float, float, float, float, float]
 Matrix = npt.NDArray[np.float64]
 
@@ -115,6 +117,3 @@ def _solved(matrix: Matrix, vector: Floats, pool: Floats) -> Floats:
     found = np.linalg.solve(matrix + trust * _EYE, vector + trust * whole * pool)
     factors: Floats = np.minimum(np.maximum(found, 1.0 / MOST), MOST)
     return factors
-
-
-_EYE: Final = np.eye(TERMS)

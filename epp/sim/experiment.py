@@ -136,15 +136,16 @@ def policy(name: str, plugins: Catalogue) -> Named:
     Raises:
         ConfigError: the file cannot be used, or there is neither a file nor a reference of this name.
     """
-    if not _is_there(name) and name == LMETRIC:
+    there = _is_there(name)
+    if not there and name == LMETRIC:
         return Named(name, lmetric())
-    if not _is_there(name) and name in REFERENCES:
+    if not there and name in REFERENCES:
         return Named(name, None)
-    if not _is_there(name) and name != DEFAULT:
+    if not there and name != DEFAULT:
         raise ConfigError(
             f"--config {name}: no such file; there are also {DEFAULT}, {', '.join((LMETRIC, *REFERENCES))}"
         )
-    config: Config = load_file(name, plugins, experimental=True) if _is_there(name) else load("", plugins=plugins)
+    config: Config = load_file(name, plugins, experimental=True) if there else load("", plugins=plugins)
     routed(config, 0)
     return Named(name, config)
 

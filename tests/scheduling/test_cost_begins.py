@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -15,17 +14,15 @@ from epp.sim.policies import reference, routed
 from epp.sim.profile import load_profile
 from epp.sim.workload import DEMO
 from epp.sim.world import Policy, Stage, World
-from tests.scheduling.test_speeds import HEAVY, LIGHT, LONG, of, piece, seconds
+from tests.scheduling.test_speeds import HEAVY, LIGHT, LONG, of, seconds, taught
 
 COST = Path(__file__).parents[2] / "config/picker/cost.yaml"
 
 
 def test_an_engine_that_is_eight_times_slower_in_everything_is_known_as_soon_as_any() -> None:
     """After twenty pieces what it will take is known within a fifth, as of other engines."""
-    speeds, constants, rng = Speeds(), [8.0 * float(each) for each in PRIOR], Random(1)
-    for _ in range(20):
-        did = piece(rng)
-        speeds.learn(0, did, seconds(constants, did))
+    speeds, constants = Speeds(), [8.0 * float(each) for each in PRIOR]
+    taught(speeds, 0, constants, pieces=20)
     for did in (LIGHT, HEAVY, LONG):
         assert seconds(of(speeds, 0), did) == pytest.approx(seconds(constants, did), rel=0.2)
 
